@@ -15,7 +15,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, KeysView, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,14 @@ def names_of(classes: str | Sequence[str] | Mapping[Any, Any] | None) -> tuple[s
     Text has the format of `--classes`. A mapping maps names to numbers or numbers to names.
 
     Raises:
-        UsageError: as `read_classes` does.
+        UsageError: as `read_classes` does, and for a set, which has no order.
     """
-    if not classes:
-        return None
-    if isinstance(classes, str):
+    if isinstance(classes, str) and classes:
         return read_classes(classes)
+    if isinstance(classes, Set) and not isinstance(classes, KeysView):
+        raise UsageError("classes: a set has no order, and the order is that of the model's outputs: give a list")
+    if classes is None or len(classes) == 0:
+        return None
     if not isinstance(classes, Mapping):
         return tuple(str(name) for name in classes)
     try:

@@ -37,6 +37,8 @@ WEIGHTS_KEYS = ("model_state_dict", "state_dict", "model", "model_state", "net",
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_state", "optim", "optimizer_states")
 STEP_KEYS = ("global_step", "step", "iteration", "iterations", "num_updates")
 CLASSES_KEYS = ("classes", "class_names", "class_to_idx")
+SMALL = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+"""Types of ml_dtypes, by their name in safetensors."""
 AVERAGED = "n_averaged"
 PREFIXES = ("module.", "_orig_mod.", "model.")
 AVERAGES_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
@@ -167,19 +169,20 @@ def _read_safetensors(file: Path, path: str) -> dict[str, Any]:
 
 
 def _safetensor(opened: Any, name: str, file: Path) -> np.ndarray:
-    if opened.get_slice(name).get_dtype() != "BF16":
-        return np.asarray(opened.get_tensor(name))
-    # safetensors' numpy interface may not support bfloat16: read the bytes at the offsets in the header.
+    # safetensors' numpy interface has not the types of fewer bits: read the bytes at the offsets in the header.
     import json
 
     import ml_dtypes
 
+    small = SMALL.get(opened.get_slice(name).get_dtype())
+    if small is None:
+        return np.asarray(opened.get_tensor(name))
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         entry = json.loads(stream.read(size))[name]
         begin, end = entry["data_offsets"]
         stream.seek(8 + size + begin)
-        return np.frombuffer(stream.read(end - begin), ml_dtypes.bfloat16).reshape(entry["shape"])
+        return np.frombuffer(stream.read(end - begin), getattr(ml_dtypes, small)).reshape(entry["shape"])
 
 
 def _read_pickle(file: Path, path: str) -> Any:
@@ -377,10 +380,11 @@ def _array(name: str, value: Any, file: Path, path: str) -> np.ndarray:
         raise CheckpointError(f"{path}: {name} claims {value.numel():,} numbers, more than the file holds: refused")
     value = value.detach()
     try:
-        if value.dtype == torch.bfloat16:
+        if (small := str(value.dtype).removeprefix("torch.")) in SMALL.values():
             import ml_dtypes
 
-            return np.asarray(value.contiguous().view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+            whole = torch.int16 if value.element_size() == 2 else torch.int8
+            return np.asarray(value.contiguous().view(whole).numpy()).view(getattr(ml_dtypes, small))
         return np.asarray(value.numpy())
     except (TypeError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"{path}: {name} is of the type {value.dtype}, which cannot be read ({error})") from error

@@ -268,7 +268,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._lock.release()
         if removes:
             backup_files.remove_empty(self._folder, self._base)
-        if removes or self._ahead:
+        if removes or (self._ahead and self.delete_checkpoint):  # kept backups are those of all fits at these lines
             fit_of_script.ended(self._base, self._fit)
         self._place.close()
 

@@ -62,7 +62,7 @@ def restore(backup_dir: str, model: Any, epochs: int | None) -> Restored:
         except (OSError, ValueError, KeyError, TypeError) as error:
             reasons.append(f"{weights.name}: {' '.join(str(error).split())[:200]}")
             continue
-        step = int(live_state.host_array(model.optimizer.iterations.value))
+        step = int(live_state.host_array(model.optimizer.iterations.value)) if model.optimizer is not None else 0
         ended = all_epochs_done(epoch, epochs, step)
         doing = (
             f"nothing is left to train after Keras's own backup: {ended}"
@@ -113,6 +113,9 @@ def _load(model: Any, weights: Path) -> str:
         A message for the user, as a part of a line; empty if there is nothing to say.
     """
     optimizer = model.optimizer
+    if optimizer is None:
+        _load_weights(model, weights)
+        return ""
     fresh = [np.array(variable.value, copy=True) for variable in optimizer.variables]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")

@@ -118,7 +118,9 @@ def build(model: Any, stream: Stream | None, call: FitCall | None) -> None:
 
 
 def serialized_optimizer(model: Any) -> dict[str, Any]:
-    """Returns the optimizer as Keras serializes it; empty if its schedule has no config."""
+    """Returns the optimizer as Keras serializes it; empty without one, or if its schedule has no config."""
+    if model.optimizer is None:
+        return {}
     try:
         found: dict[str, Any] = keras.saving.serialize_keras_object(model.optimizer)
     except NotImplementedError:

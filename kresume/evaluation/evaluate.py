@@ -124,20 +124,22 @@ def evaluate(
     reporter = reporter or Reporter(quiet=True)
     path = path_of(checkpoint)
     other = os.fspath(against) if against is not None else None
-    gates = Gates.of(several(require), max_forgetting, max_class_drop, unbounded=several(metric))
+    gates = Gates.of(several("require", require), max_forgetting, max_class_drop, unbounded=several("metric", metric))
     check_gates(gates, other)
     theirs = _of_other(other, names_of(against_classes), against_pixels, against_resize, against_interpolation)
-    shown = several(data)
-    listed = list_sources(reporter, data=shown, features=parse_features(several(feature)), tests=True)
+    shown = several("data", data)
+    if not shown:
+        raise UsageError(f"{option('data')}: an empty list names no source")
+    listed = list_sources(reporter, data=shown, features=parse_features(several("feature", feature)), tests=True)
     given = Subject.of(
         path, model=model, classes=classes, pixels=pixels, image_size=image_size, axes=axes, resize=resize,
         interpolation=interpolation, imports=imports, map_file=map_file, trust=trust,
         yielding=GIVEN[1:] if other is not None else (),
     )  # fmt: skip
     live = keras_model_among({path: given.model} | ({other: None} if other not in {None, path} else {}))
-    of_keras = any(not is_function(each) for each in several(metric))
+    of_keras = any(not is_function(each) for each in several("metric", metric))
     select_for(live or (path if of_keras else None), backend, device, reporter)
-    metrics = read_metrics(several(metric))
+    metrics = read_metrics(several("metric", metric))
     opened = read_model(given, reporter, listed.classes)
     images = _collect(opened, listed, cache, reporter)
     check_conditions(gates, images.manifest, images.generation, metrics)

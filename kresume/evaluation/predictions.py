@@ -154,10 +154,12 @@ def predict(
         KresumeError: the model or a source cannot be read, no picture can, an option is missing or wrong, or a file exists.
     """
     reporter = reporter or Reporter(quiet=True)
-    given = several(paths)
+    given = several("paths", paths)
+    if not given:
+        raise UsageError(f"{option('paths')}: an empty list names no picture")
     kind = format_of(None if output is None else os.fspath(output), format, overwrite=overwrite)
     _check(top_k, min_score, batch_size, sort, link)
-    asked = list_unlabelled(given, reporter, parse_features(several(feature)))
+    asked = list_unlabelled(given, reporter, parse_features(several("feature", feature)))
     path = path_of(checkpoint)
     subject = Subject.of(
         path, model=model, classes=classes, pixels=pixels, image_size=image_size, axes=axes, resize=resize,

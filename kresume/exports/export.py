@@ -207,10 +207,12 @@ def export(
     lost = [*_left_out(loaded), *_to_finalize(loaded, format)] if exporter.for_training else []
     for note in (*loaded.notes, *recorded, *lost):
         reporter.warn(note)
-    sources = list(several(data))
+    sources = list(several("data", data))
     with ExitStack() as stack:
         with reporter.waiting("predicting pictures to compare on"):
-            samples = stack.enter_context(gather_samples(loaded, sources, reporter, parse_features(several(feature))))
+            samples = stack.enter_context(
+                gather_samples(loaded, sources, reporter, parse_features(several("feature", feature)))
+            )
             job, like_note = _with_samples(job, samples)
         if doubt := _doubt_order(loaded, samples):
             reporter.warn(doubt)

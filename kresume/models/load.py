@@ -100,7 +100,12 @@ class Subject:
         size = as_image_size(image_size)
         spec = None if model is None else as_spec(model)
         return cls(
-            checkpoint, model=spec, classes=names_of(classes), image_size=size, imports=several(imports), **others
+            checkpoint,
+            model=spec,
+            classes=names_of(classes),
+            image_size=size,
+            imports=several("import", imports),
+            **others,
         )
 
     @property

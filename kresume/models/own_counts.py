@@ -38,9 +38,9 @@ def counts_of(optimizer: Any) -> dict[int, int]:
     """Returns the iterations at which the slots of single weights began.
 
     Returns:
-        Index of a weight -> iteration count; empty if all slots began with the optimizer.
+        Index of a weight -> iteration count; empty if all slots began with the optimizer, or there is none.
     """
-    return dict(vars(inner(optimizer)).get("_own_counts", {}))
+    return {} if optimizer is None else dict(vars(inner(optimizer)).get("_own_counts", {}))
 
 
 def count_of(optimizer: Any) -> int:

@@ -7,7 +7,8 @@ config = from_arguments("ckpt/", {"add": ["new/"], "lr": 1e-4})
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -145,11 +146,31 @@ def as_image_size(value: int | str | Sequence[int] | None) -> tuple[int, int] | 
     return None if value is None else parse_image_size(str(_plain("image_size", value)))
 
 
-def several(value: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None) -> tuple[str, ...]:
-    """Returns the paths or names of an argument of Python, which is one or a list of them."""
+def several(name: str, value: Any) -> tuple[str, ...]:
+    """Returns the paths or names of an argument of Python, which is one or several of them.
+
+    Args:
+        name: of the argument, with dashes.
+        value: what was given; None is none.
+
+    Raises:
+        UsageError: it holds something else than paths and text: a picture, or a table.
+    """
     if value is None:
         return ()
-    return tuple(os.fspath(each) for each in ((value,) if isinstance(value, (str, os.PathLike)) else value))
+    if hasattr(value, "columns"):
+        raise UsageError(
+            f"{option(name)}: a {type(value).__name__} is not read: write it as a list, table.to_csv('list.csv', index=False), "
+            "and give 'list.csv'"
+        )
+    one = isinstance(value, (str, os.PathLike, Real)) or not isinstance(value, Iterable)
+    items = [value] if one else list(value)
+    wrong = next((each for each in items if not isinstance(each, (str, os.PathLike, Real))), None)
+    if wrong is not None:
+        raise UsageError(
+            f"{option(name)}: give paths or names, not a {type(wrong).__name__}: pictures are read from files"
+        )
+    return tuple(_text(each) for each in items)
 
 
 def average_of(config: TrainConfig) -> float | Literal["auto"]:
@@ -250,9 +271,9 @@ def _plain(name: str, value: Any) -> Any:
     """Converts a value to the form of the table: a tuple if the option repeats, else text or a number."""
     if name == "model":
         return as_spec(value)
-    if name == "image_size" and isinstance(value, (list, tuple)):
+    if name == "image_size" and not isinstance(value, (str, Real)):
         return "x".join(str(item) for item in value)
-    if name == "classes" and isinstance(value, (list, tuple, Mapping)):
+    if name == "classes" and not isinstance(value, str):
         return join_classes(names_of(value) or ())
     if name == "grow" and isinstance(value, str):
         return read_classes(value) if value else True
@@ -264,10 +285,8 @@ def _plain(name: str, value: Any) -> Any:
     kinds = _kinds(name)
     if isinstance(value, bool) and kinds & {int, float}:
         raise UsageError(f"{_spelled(name, value)}: give a number")
-    if tuple in kinds and isinstance(value, (str, os.PathLike, int, float)) and not isinstance(value, bool):
-        value = (value,)
-    if isinstance(value, (list, tuple)):
-        return tuple(_text(item) for item in value)
+    if tuple in kinds and not isinstance(value, bool):
+        return several(flag_of(name)[2:], value)
     if isinstance(value, os.PathLike) or kinds & {str, Literal}:
         return _text(value)
     return value
@@ -277,9 +296,7 @@ def _text(value: Any) -> Any:
     """Returns the command line's form of a path, a number or a switch; anything else unchanged."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return (
-        str(value) if isinstance(value, (int, float)) else os.fspath(value) if isinstance(value, os.PathLike) else value
-    )
+    return str(value) if isinstance(value, Real) else os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _kinds(name: str) -> set[Any]:

@@ -69,7 +69,7 @@ def resume(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any
     reporter.say(str(result))
     if result.failed:
         raise GateFailed(f"{'; '.join(result.failed)}: {result.run} is rejected")
-    return runs.open_run(result.run)
+    return runs.open_run(Path(result.run).absolute())  # a notebook may change its folder
 
 
 @selection.policy_kept()

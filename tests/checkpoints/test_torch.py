@@ -542,6 +542,15 @@ def test_rarer_layers_turn_rightly(tmp_path):
     torch.save(theirs.state_dict(), tmp_path / "half.pth")
     state = read_checkpoint(tmp_path / "half.pth")
     assert str(state.arrays["0.weight"].dtype) == "bfloat16"
+    small = {
+        name: torch.arange(6.0).reshape(2, 3).to(getattr(torch, name)) for name in ("float8_e4m3fn", "float8_e5m2")
+    }
+    torch.save(small, tmp_path / "small.pt")
+    pytest.importorskip("safetensors.torch").save_file(small, tmp_path / "small.safetensors")
+    for file in ("small.pt", "small.safetensors"):
+        found = read_checkpoint(str(tmp_path / file)).arrays
+        assert {name: str(array.dtype) for name, array in found.items()} == {name: name for name in small}
+        assert all(np.array_equal(array.astype("float32"), np.arange(6).reshape(2, 3)) for array in found.values())
     mapped, _ = torch_map.to_model(ours, None, state)
     restore.restore(ours, mapped, optimizer=None)
     weight = theirs[0].weight.detach().float().numpy().transpose(2, 3, 1, 0)

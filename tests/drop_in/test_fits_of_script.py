@@ -117,6 +117,25 @@ def test_each_fit_has_its_own_backup(run, tmp_path, capsys, name):
     assert not (tmp_path / "backup").exists()
 
 
+KEPT = """
+prepare(model, 1e-2, True)
+for step in range(4):
+    backup = kresume.BackupAndRestore(folder, delete_checkpoint=False)
+    model.fit(x, y, 4, step + 1, 0, [backup, Die(step)], initial_epoch=step, shuffle=False)
+"""
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("killed", [1, 2, 3])
+def test_fits_in_a_loop_that_keep_their_backup_train_each_epoch_once(run, killed):
+    """One fit for each epoch: each goes on from the backup that the one before it kept, also in a new process."""
+    expected = run(KEPT)["digest"]
+    assert run(KEPT, folder="killed", kill=(killed, killed)) is None
+    done = run(KEPT, folder="killed")
+    assert done["trained"] == [(step, step) for step in range(killed, 4)]
+    assert done["digest"] == expected
+
+
 @pytest.mark.one_backend(trains=True)
 def test_a_script_that_skips_a_finished_fit_continues_the_other(run, capsys):
     """The second fit finds its backup also where the first one is not called again."""

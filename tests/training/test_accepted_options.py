@@ -1,7 +1,9 @@
 """Tests that no option is accepted that could have no effect: it works, or the command is refused before the first step."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import kresume
@@ -104,6 +106,67 @@ def test_what_a_run_records_is_not_overridden_by_what_a_model_without_records_ne
             answer(image_size=(size + 4, size + 4))
     expected = kresume.evaluate(parent, data=val).scores["all"]
     assert kresume.evaluate(parent, data=val, classes=CLASSES, image_size=(size, size)).scores["all"] == expected
+
+
+@pytest.mark.one_backend
+def test_arguments_of_python_have_the_forms_that_users_have():
+    """Arrays, generators, views of mappings and numbers of numpy are what they hold; a set has no order."""
+    given = {
+        "data": np.array(["a", "b"]), "add": (Path(each) for each in ("c", "d")), "classes": {"x": 1, "y": 0}.keys(),
+        "image_size": np.int64(16), "epochs": np.int64(2), "require": "all.accuracy>=0",
+    }  # fmt: skip
+    config = from_arguments("p", given)
+    assert (config.data, config.add, config.classes) == (("a", "b"), ("c", "d"), "x,y")
+    assert (config.image_size, config.epochs, config.require) == ("16", 2, ("all.accuracy>=0",))
+    assert from_arguments(None, {"classes": np.array(["b", "a"]), "data": "a"}).classes == "b,a"
+
+
+class Table:
+    """Stands for a DataFrame."""
+
+    columns = ("path", "label")
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"data": np.zeros((2, 4, 4, 3))}, "--data: give paths or names, not a ndarray: pictures are read from files"),
+        ({"data": [object()]}, "--data: give paths or names, not a object"),
+        ({"add": Table()}, r"--add: a Table is not read: write it as a list, table\.to_csv"),
+        ({"data": "a", "classes": {"x", "y"}}, "classes: a set has no order"),
+    ],
+)
+def test_what_cannot_be_an_argument_says_what_can(given, words):
+    with pytest.raises(UsageError, match=words):
+        from_arguments("p", given)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_functions_take_the_same_forms(parent, pictures):
+    """Class names as an array, pictures as a generator; a picture in memory and an empty list are errors in words."""
+    val = pictures / "val"
+    expected = str(kresume.evaluate(parent, data=val))
+    assert str(kresume.evaluate(parent, data=(val for _ in "1"), classes=np.array(CLASSES))) == expected
+    assert kresume.predict(parent, sorted(val.rglob("*.png"))[:2]).images == 2
+    with pytest.raises(UsageError, match="classes: a set has no order"):
+        kresume.evaluate(parent, data=val, classes=set(CLASSES))
+    for wrong, words in ((np.zeros((4, 4, 3)), "not a ndarray"), ([], "an empty list names no")):
+        with pytest.raises(UsageError, match=words):
+            kresume.predict(parent, wrong)
+        with pytest.raises(UsageError, match=words):
+            kresume.evaluate(parent, data=wrong)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_run_is_found_from_another_folder(monkeypatch, tmp_path, pictures):
+    """A notebook changes its folder; a run that a function returned stays where it is."""
+    monkeypatch.chdir(tmp_path)
+    run = kresume.resume(None, data=[str(pictures / "old")], out="1", quiet=True, trial=False, **{**TINY, "epochs": 1})
+    count = len(run.events())
+    monkeypatch.chdir(pictures)
+    assert len(run.events()) == count > 0
+    assert kresume.evaluate(run, data=pictures / "val").scores["all"]["images"] == 9
 
 
 def inherited(run):

@@ -98,7 +98,9 @@ def build_from_spec(model: keras.Model, spec: Any | None) -> None:
     if spec is not None:
         batch = keras.tree.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, leaf.dtype.name), spec)
         model._symbolic_build(data_batch=batch)
-    elif not model.optimizer.built:
+    elif (
+        model.optimizer is not None and not model.optimizer.built
+    ):  # a GAN is compiled without one, and has two of its own
         model.optimizer.build(model.trainable_variables)
 
 
