@@ -56,6 +56,11 @@ def option(name: str, value: Value = None) -> str:
     return (_speller.get() or as_flag)(name, value)
 
 
+def in_python() -> bool:
+    """Returns True if the user has called a function of Python, False for a command."""
+    return _speller.get() is as_argument
+
+
 @contextmanager
 def spelled(speller: Speller) -> Iterator[None]:
     """Sets the notation of options for a block or a decorated function.

@@ -14,6 +14,7 @@ from typing import Any
 from kresume.class_names import join_classes
 from kresume.options.lookup import INHERITED, MAY_DIFFER, about, flag_of
 from kresume.options.table import TrainConfig
+from kresume.spelling import in_python
 
 
 def given(config: TrainConfig) -> dict[str, Any]:
@@ -38,6 +39,28 @@ def code_of(options: Mapping[str, Any]) -> tuple[str, ...]:
     model, _, _ = str(options.get("model") or "").rpartition(":")
     files = [*(options.get("imports") or ()), *([model] if model.endswith(".py") else ())]
     return tuple(dict.fromkeys(file for file in files if Path(file).is_file()))
+
+
+def to_train(**options: Any) -> str:
+    """Returns the command that trains with these options, or the call of Python if the user is there.
+
+    Args:
+        **options: fields of `TrainConfig`; None is left out.
+    """
+    return spelled_out(TrainConfig(**{name: value for name, value in options.items() if value is not None}))
+
+
+def spelled_out(config: TrainConfig) -> str:
+    """Returns the command that gives these options, or the call of Python if the user is there."""
+    return to_call(config) if in_python() else to_command(config)
+
+
+def to_call(config: TrainConfig) -> str:
+    """Returns the call of `kresume.resume` that gives these options."""
+    values = given(config)
+    words = [repr(values.pop("from_"))] if "from_" in values else []
+    one = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in values.items()}
+    return f"kresume.resume({', '.join([*words, *(f'{name}={value!r}' for name, value in one.items())])})"
 
 
 def to_command(config: TrainConfig, program: str = "kresume train") -> str:

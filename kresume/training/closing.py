@@ -21,8 +21,9 @@ from kresume.errors import GateFailed
 from kresume.evaluation.forgetting import forgetting_of
 from kresume.evaluation.gates import Gates
 from kresume.evaluation.verdict import Pair, Verdict, in_words, judge_origins
+from kresume.options.given import to_train
 from kresume.options.settings import DEFAULTS
-from kresume.spelling import counted, in_percent, option
+from kresume.spelling import counted, in_percent, in_python, option
 from kresume.training.plan.plan import describe_scores
 
 
@@ -117,7 +118,8 @@ class TrainResult:
             dropped = f", what {option('drop')} named stays dropped" if self.dropped else ""
             lines.append(f"{self.run} is rejected{stays}; its images are new to the next run{dropped}")
         else:
-            lines.append(f"next:   kresume export {run} serving/, or kresume train --from {run} --add MORE_IMAGES")
+            export = f"kresume.export({self.run!r}, 'serving/')" if in_python() else f"kresume export {run} serving/"
+            lines.append(f"next:   {export}, or {to_train(from_=self.run, add=('MORE_IMAGES',))}")
         lines += [f"not written: {failure}" for failure in self.failures]
         return "\n".join(lines)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +21,11 @@ from kresume.addresses import address_of, is_remote, root
 from kresume.backend import live_state, programs, selection
 from kresume.errors import GateFailed
 from kresume.images.scans import manifest_of, remembered
+from kresume.options.given import to_train
 from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
-from kresume.spelling import as_argument, counted, spelled
+from kresume.spelling import as_argument, counted, option, spelled
 from kresume.staging import stage as staging
 from kresume.staging.fetch import here
 from kresume.staging.stage import Stage
@@ -173,7 +173,8 @@ def _remind(run: runs.Run, config: TrainConfig, reporter: Reporter) -> None:
         reporter.say(
             f"{counted(came, 'new picture', 'was', 'were')} found since this run began: it continues with the "
             f"images that it recorded. To train "
-            f"on the new ones, extend it: kresume train --from {shlex.quote(str(run.path))} --add FOLDER (or now, with --watch)"
+            f"on the new ones, extend it: {to_train(from_=str(run.path), add=('FOLDER',))} (or now, with "
+            f"{option('watch', True)})"
         )
 
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 from kresume import runs
 from kresume.backend import selection
 from kresume.checkpoints.run import find_run
 from kresume.errors import ConfigMismatch, RunError, UsageError
-from kresume.options.given import code_of, given, same_config, to_command
+from kresume.options.given import code_of, given, same_config, spelled_out, to_train
 from kresume.options.lookup import INHERITED, MAY_DIFFER, flag_of
 from kresume.options.resolve import left_out
 from kresume.options.settings import EXTEND_FACTOR, settings_of
@@ -118,7 +117,7 @@ def _open_given(config: TrainConfig, path: Path) -> Start:
     if config.from_ is not None and path.resolve() == Path(here(config.from_)).resolve():
         raise UsageError(
             f"{option('from', config.from_)} and {option('out', config.out)}: a child run cannot replace its "
-            f"parent. Continue an interrupted run with `kresume train --out {quote(str(path))}`; to extend it, leave "
+            f"parent. Continue an interrupted run with `{to_train(out=str(path))}`; to extend it, leave "
             f"{option('out')} out or give another folder"
         )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -147,7 +146,7 @@ def _open_given(config: TrainConfig, path: Path) -> Start:
     if run.finished:
         raise RunError(
             f"{path} is finished ({run.status}, step {run.result_step():,}). To continue from it, extend it: "
-            f"`kresume train --from {quote(str(run.path))} --add MORE_IMAGES`"
+            f"`{to_train(from_=str(run.path), add=('MORE_IMAGES',))}`"
         )
     return continue_run(run, config)
 
@@ -182,7 +181,7 @@ def continue_run(run: runs.Run, config: TrainConfig) -> Start:
 def _mismatch(run: runs.Run, config: TrainConfig, differing: list[tuple[str, object, object]]) -> str:
     rows = "; ".join(f"{flag_of(name)}: {_shown(before)} -> {_shown(now)}" for name, before, now in differing)
     state = "a finished" if run.finished else "an interrupted"
-    go_on = "" if run.finished else f"continue it unchanged with `kresume train --out {quote(str(run.path))}`, or "
+    go_on = "" if run.finished else f"continue it unchanged with `{to_train(out=str(run.path))}`, or "
     return (
         f"{run.path} is {state} run with other options ({rows}): {go_on}start a new run from it with "
         f"`{_extended(run, config, {name for name, _, _ in differing})}`"
@@ -203,7 +202,7 @@ def _extended(run: runs.Run, config: TrainConfig, differing: set[str]) -> str:
     own = config.lr is None and config.lr_scale is None and config.lr_schedule is None
     if run.finished and own and not differing & {"data", "add"}:  # more images warm the rate up again by themselves
         changes["lr_scale"] = EXTEND_FACTOR  # its own rate has come down
-    return to_command(config.model_copy(update=changes))
+    return spelled_out(config.model_copy(update=changes))
 
 
 def _name(config: TrainConfig) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kresume
-from kresume.errors import UsageError
+from kresume.errors import RunError, UsageError
 from kresume.options.given import given as options_of
 from kresume.options.resolve import from_arguments
 from kresume.training.plan.amount import count_updates
@@ -164,6 +164,8 @@ def test_a_run_is_found_from_another_folder(monkeypatch, tmp_path, pictures):
     monkeypatch.chdir(tmp_path)
     run = kresume.resume(None, data=[str(pictures / "old")], out="1", quiet=True, trial=False, **{**TINY, "epochs": 1})
     count = len(run.events())
+    with pytest.raises(RunError, match=r"extend it: `kresume.resume\('1', add='MORE_IMAGES'\)`"):
+        kresume.resume(None, data=[str(pictures / "old")], out="1", trial=False, **{**TINY, "epochs": 1})
     monkeypatch.chdir(pictures)
     assert len(run.events()) == count > 0
     assert kresume.evaluate(run, data=pictures / "val").scores["all"]["images"] == 9

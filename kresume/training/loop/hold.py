@@ -7,7 +7,6 @@ session.train()
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from kresume import crash, runs
 from kresume.backend import fingerprint, hosts
 from kresume.errors import KresumeError, NotFinite, RunError, Stopped
 from kresume.lock import Lock
+from kresume.options.given import to_train
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.training.loop.restoring import restore_newest
@@ -56,7 +56,7 @@ def open_session(
         if run.finished:
             raise RunError(
                 f"{run.path} was finished by another process meanwhile ({run.status}, step {run.result_step():,}). To "
-                f"continue from it, extend it: `kresume train --from {shlex.quote(str(run.path))} --add MORE_IMAGES`"
+                f"continue from it, extend it: `{to_train(from_=str(run.path), add=('MORE_IMAGES',))}`"
             )
         if (died := crash.found(run.path)) is not None:
             reporter.warn(died.tell())
@@ -115,4 +115,4 @@ def _leave(session: Session, event: str, reason: str) -> None:
 def _continue_command(run: runs.Run) -> str:
     if not hosts.this().alone:
         return "the same command on every host"
-    return f"kresume train --out {shlex.quote(str(run.path))}"
+    return to_train(out=str(run.path))
