@@ -3,6 +3,7 @@
 Otherwise the command is refused with a remedy.
 """
 
+import json
 import re
 
 import keras
@@ -280,9 +281,39 @@ def test_what_the_first_layers_say_is_read_without_images():
         assert pixels_of(of_architecture(keras.saving.serialize_keras_object(model))) == pixels
     assert read_convention(keras.Sequential([keras.Input((SIDE, SIDE, 3)), Own(1 / 255)])) == "0-255"
     for scale in ("wide", None, [None], {"a": 1}, 10**400, []):
-        assert pixels_of([("Rescaling", scale)]) is None
-    for damaged in (None, 3, {"config": {"layers": 3}}, {"config": {"layers": [3, {"config": None}]}}):
-        assert pixels_of(of_architecture(damaged)) is None
+        assert all(pixels_of([(name, scale)]) is None for name in ("Rescaling", "Multiply", "Add"))
+    node = {"inbound_nodes": [{"args": 3}], "class_name": "Add", "config": {}}
+    for layers in (3, [3, {"config": None}], [node], [{**node, "inbound_nodes": [3]}], [{**node, "inbound_nodes": 3}]):
+        assert pixels_of(of_architecture({"config": {"layers": layers}})) is None
+    assert pixels_of(of_architecture(None)) is pixels_of(of_architecture(3)) is None
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    ("front", "pixels"),
+    [
+        *(
+            (getattr(keras.applications, name).preprocess_input, "0-255")
+            for name in ("mobilenet_v2", "vgg16", "densenet")
+        ),
+        (lambda x: x / 255 - 0.5, "0-255"),
+        (lambda x: (x - 127.5) / 127.5, "0-255"),
+        (lambda x: keras.ops.multiply(x, np.full(3, 1 / 255, "float32")), "0-255"),
+        (lambda x: x - 0.5, None),
+        (lambda x: x * 2, None),
+        (lambda x: x / 4, None),
+        (lambda x: 255 / x, None),
+        (lambda x: x * x, None),
+        (lambda x: keras.layers.Add()([x, x]), None),
+    ],
+)
+def test_what_the_first_operations_compute_is_read(front, pixels):
+    """Of a functional model, and of its file: the transfer learning of Keras's own guides has `preprocess_input` there."""
+    inputs = keras.Input((SIDE, SIDE, 3))
+    model = keras.Model(inputs, keras.layers.Conv2D(2, 3)(front(keras.layers.RandomFlip()(inputs))))
+    assert read_convention(model) == pixels
+    for config in (keras.saving.serialize_keras_object(model), json.loads(model.to_json())):
+        assert pixels_of(of_architecture(config)) == pixels
 
 
 @pytest.mark.one_backend(trains=True)
