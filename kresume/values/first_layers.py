@@ -76,7 +76,7 @@ def of_architecture(architecture: Any) -> Iterator[tuple[str, Any]]:
 
 
 def constant_of(arguments: Iterable[Any], is_tensor: Callable[[Any], bool]) -> Any:
-    """Returns the number that an operation computes with; None if its first argument is no tensor, or it has two.
+    """Returns the number that an operation computes with; None if it has none, or two tensors.
 
     Args:
         arguments: of the operation's call.
