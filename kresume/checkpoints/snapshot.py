@@ -226,8 +226,14 @@ def _read_verified(path: Path) -> TrainState:
     )
 
 
-def newest_snapshot(directory: Path) -> tuple[TrainState, list[tuple[Path, str]]]:
+def newest_snapshot(
+    directory: Path, way_on: str = "restore one from a copy of the run"
+) -> tuple[TrainState, list[tuple[Path, str]]]:
     """Returns the newest snapshot that verifies, and the skipped ones with reasons.
+
+    Args:
+        directory: the snapshots' folder.
+        way_on: what to do if there is none, for the message.
 
     Raises:
         CheckpointError: if no snapshot verifies.
@@ -239,7 +245,7 @@ def newest_snapshot(directory: Path) -> tuple[TrainState, list[tuple[Path, str]]
         except CheckpointError as error:
             skipped.append((path, str(error).removeprefix(f"{path}: ")))
     reasons = "; ".join(f"{path.name}: {reason}" for path, reason in skipped) or "there is none"
-    raise CheckpointError(f"no snapshot in {directory} can be read ({reasons}): restore one from a copy of the run")
+    raise CheckpointError(f"no snapshot in {directory} can be read ({reasons}): {way_on}")
 
 
 def undo_replacements(directory: Path) -> None:

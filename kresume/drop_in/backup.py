@@ -289,7 +289,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
 
     def _open_folder(self) -> None:
         """Locks the folder, reports how the last process died, and starts the writer of backups."""
-        atomic.make_directory(self._folder)
+        backup_files.make_folder(self._folder, self.backup_dir)
         self._lock = Lock(self._base, way_on=f"removing {self._base / LOCK}", say=self._reporter.say)
         self._lock.acquire(again=True)
         atomic.remove_leftovers(self._folder, keep=LOCK)

@@ -21,6 +21,7 @@ from typing import Any
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.backup_folder import METADATA, WEIGHTS
 from kresume.drop_in.fit_of_script import FITS, Fit
+from kresume.errors import RunError
 from kresume.storage import atomic
 from kresume.training.loop.callback_logs import CallbackLogs, this_process
 from kresume.training.loop.writer import wait_for_writers
@@ -42,11 +43,35 @@ def newest(folder: Path, name: str, *, otherwise: str, before: int = 0) -> str:
     return str(snapshots[-1 - before][1] / name if len(snapshots) > before else folder / otherwise)
 
 
+def make_folder(folder: Path, backup_dir: str) -> None:
+    """Makes the folder of the backups of a fit.
+
+    Args:
+        folder: where they will be.
+        backup_dir: as the user gave it.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        atomic.make_directory(folder)
+    except OSError as error:
+        raise RunError(f"backup_dir={backup_dir!r}: the folder cannot be made ({error}): give another one") from error
+
+
 def read_fit(folder: Path) -> dict[str, Any]:
-    """Reads `fit.json` of the last `fit` with this folder; empty if there was none."""
-    path = folder / FIT
-    left: dict[str, Any] = atomic.read_json(path) if path.is_file() else {}
-    return left
+    """Reads `fit.json` of the last `fit` with this folder; empty if there is none, or it is damaged.
+
+    Without it any fit may continue, and the snapshots are verified by themselves.
+    """
+    try:
+        left: dict[str, Any] = atomic.read_json(folder / FIT)
+        if "fit" in left:
+            Fit.from_dict(left["fit"])
+            int(left["returned"] or 0)
+        return {**left, "processes": [str(each) for each in left.get("processes", ())]}
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def folder_of(base: Path, fit: Fit) -> tuple[Path, str]:

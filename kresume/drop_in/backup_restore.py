@@ -34,6 +34,8 @@ from kresume.values.state import TrainState
 
 SHUFFLING = ("RandomSampler", "WeightedRandomSampler", "SubsetRandomSampler")
 """Samplers of a torch `DataLoader` that draw from a generator of torch."""
+ALL_DAMAGED = "restore one from a copy, or remove the folder to start again (double_checkpoint=True keeps one more)"
+"""The way on if no backup can be read."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def move_data(folder: Path, stream: Stream, on_new_data: Literal["next-epoch", "
     """Moves the data to the newest backup's position, before `fit` reads the epoch's length."""
     if not snapshot.list_snapshots(folder):
         return
-    state, _ = snapshot.newest_snapshot(folder)
+    state, _ = snapshot.newest_snapshot(folder, ALL_DAMAGED)
     records = state.records
     if records["data"] is not None:
         epoch, batch = int(records["epoch"]), int(records["batch"])
@@ -108,12 +110,12 @@ def build(model: Any, stream: Stream | None, call: FitCall | None) -> None:
     """
     # A layer that is not called (a head of another configuration, augmentation in train_step) is never built, nor are parts of
     # preprocessing layers that were adapted.
-    if not model.built:
+    spec = stream.element_spec if stream is not None else None
+    if not model.built and spec is None:
         raise UsageError(
             f"BackupAndRestore needs a built model, and {model.name} is none yet: call it on a batch, or give it an Input, "
-            "before fit"
+            "before fit (data= builds it)"
         )
-    spec = stream.element_spec if stream is not None else None
     build_from_spec(model, call.spec() if call is not None and spec is not None else spec)
 
 
@@ -134,7 +136,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> TrainState:
     Raises:
         CheckpointError: all are damaged.
     """
-    state, skipped = snapshot.newest_snapshot(folder)
+    state, skipped = snapshot.newest_snapshot(folder, ALL_DAMAGED)
     for path, reason in skipped:
         warn(f"{path} is damaged ({reason}): continuing from the one before")
         snapshot.set_aside(path)
@@ -171,7 +173,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     moved = assign_state(
         model, state, metrics=averages, same_weights=False, way_on="give another folder to start again"
     )
-    callback_state.apply(target.callbacks, records["callbacks"], groups.get("callbacks", []))
+    messages += callback_state.apply(target.callbacks, records["callbacks"], groups.get("callbacks", []))
     messages += optimizer_changes.describe(records.get("optimizer"), target.optimizer)
     messages += [*moved, *_keep_compiled_rate(model, target.compiled_rate, records.get("compiled_rate"))]
     messages += other_variables.restore(model, records, groups)
@@ -350,7 +352,7 @@ def _why_ended(
             f"{done} to train further"
         )
     if all_done := all_epochs_done(done, epochs, step):
-        return all_done
+        return f"{all_done}{', or, for another training, a folder of its own' * fit_returned}"
     if not records["stopped"]:
         return ""
     end = f"after epoch {done} of {epochs} (step {step:,})"

@@ -13,7 +13,7 @@ import pytest
 
 import kresume
 from kresume.drop_in.stream import stream_of
-from kresume.errors import UsageError
+from kresume.errors import CheckpointError, RunError, UsageError
 from kresume.training.loop import callback_state
 from kresume.training.loop.fit import build_from_spec
 from tests.helpers.noise import noise
@@ -555,3 +555,84 @@ def test_other_classes_are_refused_and_a_new_one_goes_to_the_end(tmp_path):
         then.adopt(tmp_path, saved, 0, 1, "next-epoch")
     then = stream_of(kresume.image_dataset(tmp_path / "grow", class_names=["b", "d", "c"], **options))
     assert "8 images before, 10 now" in then.adopt(tmp_path, saved, 0, 1, "next-epoch")
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"fit": 3}', '{"fit": {"lines": []}, "returned": null}'])
+def test_a_damaged_record_of_the_fit_is_as_none(tmp_path, damage):
+    """The backup beside it is intact, and verified by itself."""
+    x, y = np.ones((4, 2), "float32"), np.ones((4, 1))
+
+    def train(epochs):
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        backup = kresume.BackupAndRestore(tmp_path / "b", delete_checkpoint=False)
+        return model.fit(x, y, epochs=epochs, verbose=0, callbacks=[backup]).epoch
+
+    assert train(1) == [0]
+    (tmp_path / "b" / "fit.json").write_text(damage)
+    assert train(3) == [0, 1, 2]
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_folder_that_cannot_be_made_and_backups_that_cannot_be_read_say_what_to_do(tmp_path):
+    """A file is in its place; every snapshot is damaged."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x, y = np.ones((4, 2), "float32"), np.ones((4, 1))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"backup_dir='.*file/b': the folder cannot be made \(.*\): give another one"):
+        model.fit(x, y, verbose=0, callbacks=[kresume.BackupAndRestore(tmp_path / "file" / "b")])
+    model.fit(x, y, verbose=0, callbacks=[kresume.BackupAndRestore(tmp_path / "b", delete_checkpoint=False)])
+    for file in (tmp_path / "b").glob("step-*/state.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="or remove the folder to start again"):
+        model.fit(x, y, verbose=0, callbacks=[kresume.BackupAndRestore(tmp_path / "b", delete_checkpoint=False)])
+
+
+def early(monitor, mode="auto", **options):
+    """Returns an EarlyStopping."""
+    return keras.callbacks.EarlyStopping(monitor, mode=mode, **options)
+
+
+def saving(monitor, path="a"):
+    """Returns a ModelCheckpoint that keeps the best."""
+    return keras.callbacks.ModelCheckpoint(f"{path}.keras", monitor, save_best_only=True)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("before", "after", "best", "notes"),
+    [
+        ([early("a"), early("b")], [early("b"), early("a")], [1, 0], []),
+        ([early("a")], [early("a", patience=9), early("b")], [0, None], []),
+        ([early("a")], [early("b"), early("a")], [None, 0], []),
+        (
+            [early("a")],
+            [early("b")],
+            [None],
+            ["EarlyStopping judges b now, and the one before a: it begins anew"],
+        ),
+        ([early("a", "min")], [early("a", "max")], [None], ["EarlyStopping judges a now"]),
+        ([early("a", "min")], [early("a")], [0], []),
+        ([saving("a"), saving("b")], [saving("b")], [1], []),
+        ([saving("a", "1"), saving("a", "2")], [saving("a", "2"), saving("a", "1")], [1, 0], []),
+        ([saving("a", "1"), saving("a", "2")], [saving("a", "drive/1"), saving("a", "drive/2")], [0, 1], []),
+        ([saving("a"), early("a")], [early("a"), saving("b")], [1, None], ["ModelCheckpoint judges b now"]),
+    ],
+)
+def test_the_state_of_a_callback_goes_to_the_one_that_judges_the_same(before, after, best, notes):
+    """Whatever their order is in the script now. A best value of another metric would end or save at the wrong time."""
+    for number, callback in enumerate(before):
+        callback.best = float(number)
+    facts, arrays = callback_state.capture(before)
+    fresh = [getattr(callback, "best", None) for callback in after]
+    said = callback_state.apply(after, json.loads(json.dumps(facts)), arrays)
+    found = [getattr(callback, "best", None) for callback in after]
+    assert found == [start if number is None else number for number, start in zip(best, fresh, strict=True)]
+    assert len(said) == len(notes)
+    assert all(one.startswith(other) for one, other in zip(said, notes, strict=True))
+    for packed in facts.values():  # a backup of an earlier version: by class and index
+        del packed["about"]
+    assert callback_state.apply(before, facts, arrays) == []
+    assert [callback.best for callback in before] == list(range(len(before)))

@@ -8,6 +8,7 @@ import pytest
 
 import kresume
 from kresume.drop_in import other_optimizers
+from kresume.errors import UsageError
 from tests.helpers.runs import assert_same_bytes
 
 pytestmark = [
@@ -210,6 +211,47 @@ def test_a_loader_that_shuffles_is_told(tmp_path, capfd, shuffles):
         loader = torch.utils.data.DataLoader(dataset, batch_size=4, shuffle=shuffles)
         train(small, tmp_path / "backup", kill=kill, x=loader, **options)
     assert ("shuffles by a generator of torch, whose state no backup holds" in capfd.readouterr().err) == shuffles
+
+
+class Lazy(keras.Model):
+    """Makes its weights when it is called, but for a layer that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        layers = keras.layers
+        self.inside, self.dropout, self.top = layers.Dense(3, activation="relu"), layers.Dropout(0.3), layers.Dense(1)
+        self.unused = layers.Dense(2)
+
+    def call(self, x, training=False):
+        return self.top(self.dropout(self.inside(x), training=training))
+
+
+def test_a_model_that_is_built_by_its_first_batch_continues_with_data(tmp_path):
+    """The data say its inputs. Plain Keras trains it to the same bits; without `data=` TensorFlow needs it built."""
+    import tensorflow as tf
+
+    def batches_from(position):
+        dataset = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS[:, None])).batch(4)
+        return dataset.repeat().skip(position)
+
+    def make():
+        model = Lazy()
+        model.compile(keras.optimizers.Adam(1e-2), "mse", metrics=["mae"])
+        return model
+
+    def options():
+        data = kresume.resumable(batches_from, steps_per_epoch=13)
+        return {"x": data, "y": None, "batch_size": None, "backup": {"data": data}}
+
+    keras.utils.set_random_seed(3)
+    plain = make()
+    plain.fit(batches_from(0), steps_per_epoch=13, epochs=3, verbose=0)
+    expected = arrays_of(plain)
+    assert train(make, tmp_path / "b", kill=20, **options()) is None
+    assert_same_bytes(expected, arrays_of(train(make, tmp_path / "b", **options())[0]))
+    if keras.config.backend() == "tensorflow":  # under JAX Keras builds the model before it tells callbacks
+        with pytest.raises(UsageError, match=r"needs a built model.*data= builds it"):
+            train(make, tmp_path / "other")
 
 
 class Adversaries(keras.Model):

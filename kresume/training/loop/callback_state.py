@@ -8,6 +8,7 @@ lists and dictionaries of these, and numpy arrays.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,9 @@ KERAS_ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "TerminateOnNaN": (),
 }
 """State attributes of every Keras callback class. LambdaCallback is missing: the state of its functions is unknown."""
+
+JUDGED, WRITTEN = ("monitor", "mode"), ("filepath", "filename")
+"""Attributes that say what a callback judges by, and what it writes."""
 
 
 @runtime_checkable
@@ -185,7 +189,7 @@ def capture(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]
 
     Returns:
         `(facts, arrays)`: facts maps `"<class>.<index within that class>"` to a JSON value, in which
-        `{"array": index into arrays}` represents an array.
+        `{"array": index into arrays}` represents an array, and `about` says what the callback is about.
     """
     facts: dict[str, Any] = {}
     arrays: list[np.ndarray] = []
@@ -196,8 +200,14 @@ def capture(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]
             state = {attribute: getattr(callback, attribute) for attribute in names if hasattr(callback, attribute)}
         else:
             continue
-        facts[name] = _pack(state, arrays, name)
+        facts[name] = {**_pack(state, arrays, name), "about": about(callback)}
     return facts, arrays
+
+
+def about(callback: Any) -> dict[str, str]:
+    """Returns what a callback judges and writes: by this one is told from another of its class."""
+    found = {name: getattr(callback, name, None) for name in (*JUDGED, *WRITTEN)}
+    return {name: os.fspath(value) for name, value in found.items() if isinstance(value, (str, os.PathLike))}
 
 
 def named(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
@@ -212,18 +222,64 @@ def named(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
         counts[name] += 1
 
 
-def apply(callbacks: Sequence[Any], facts: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> None:
-    """Restores the state of each callback; callbacks that the snapshot does not know start fresh."""
-    for key, callback in named(callbacks):
-        packed = facts.get(key)
-        if packed is None:
-            continue
+def apply(callbacks: Sequence[Any], facts: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> list[str]:
+    """Restores the state of each callback; callbacks that the snapshot does not know start fresh.
+
+    Of several callbacks of one class each gets the state of the one that judged and wrote the same, else of one that judged
+    the same. A best value of another metric means nothing to a callback.
+
+    Returns:
+        Notes for the user: callbacks that judge something else now, and start fresh.
+    """
+    pairs, notes = _paired(callbacks, facts)
+    for callback, packed in pairs:
         state = _unpack(packed, arrays)
         if isinstance(callback, Stateful):
             callback.set_state(state)
         else:
             for name, value in state.items():
                 setattr(callback, name, value)
+    return notes
+
+
+def _paired(callbacks: Sequence[Any], facts: Mapping[str, Any]) -> tuple[list[tuple[Any, Any]], list[str]]:
+    """Pairs callbacks with saved states; returns the pairs, and notes on those that judge something else."""
+    left = {name: packed for name, packed in facts.items() if packed is not None}
+    waiting, pairs = list(named(callbacks)), []
+    for alike, in_place in ((_same, True), (_same, False), (_judges_alike, True), (_judges_alike, False)):
+        for name, callback in list(waiting):
+            kind = name.rpartition(".")[0]
+            keys = [name] if in_place else [key for key in left if key.rpartition(".")[0] == kind]
+            found = next((key for key in keys if key in left and alike(about(callback), left[key].get("about"))), None)
+            if found is not None:
+                pairs.append((callback, left.pop(found)))
+                waiting.remove((name, callback))
+    notes = []
+    for name, callback in waiting:
+        kind, now = name.rpartition(".")[0], about(callback)
+        others = [packed["about"].get("monitor") for key, packed in left.items() if key.rpartition(".")[0] == kind]
+        if others and "monitor" in now:
+            before = " and ".join(sorted(set(map(str, others))))
+            notes.append(f"{kind} judges {now['monitor']} now, and the one before {before}: it begins anew")
+    return pairs, notes
+
+
+def _same(now: Mapping[str, str], before: Mapping[str, str] | None) -> bool:
+    """Returns True if one callback judges and writes what the other does."""
+    return now == before
+
+
+def _judges_alike(now: Mapping[str, str], before: Mapping[str, str] | None) -> bool:
+    """Returns True if values that one callback has kept mean the same to the other.
+
+    Args:
+        now: of the callback.
+        before: of the saved one; None in backups of earlier versions.
+    """
+    if before is None:
+        return True
+    modes = {now.get("mode"), before.get("mode")}
+    return now.get("monitor") == before.get("monitor") and (len(modes) == 1 or "auto" in modes)
 
 
 def _pack(value: Any, arrays: list[np.ndarray], where: str) -> Any:
