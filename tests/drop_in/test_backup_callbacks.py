@@ -397,6 +397,20 @@ def test_csv_lines_survive_the_file_and_others_lines_stay(model, tmp_path, capfd
     assert "was changed by another program since the backup" in capfd.readouterr().err
 
 
+@pytest.mark.one_backend(trains=True)
+def test_a_log_continues_in_its_own_file_wherever_its_callback_stands(model, tmp_path):
+    """Two logs in another order, and one that is written elsewhere now."""
+
+    def loggers(*names):
+        return [keras.callbacks.CSVLogger(tmp_path / name, separator=";" if "b" in name else ",") for name in names]
+
+    drive(model, tmp_path / "b", [*loggers("a.csv", "b.csv"), Kill(epoch=1)])
+    (tmp_path / "moved").mkdir()
+    drive(model, tmp_path / "b", loggers("b.csv", "moved/a.csv"))
+    assert (tmp_path / "moved" / "a.csv").read_bytes() == undisturbed(tmp_path)
+    assert (tmp_path / "b.csv").read_bytes() == undisturbed(tmp_path).replace(b",", b";")
+
+
 def scalars(folder):
     """Returns every scalar in the event files below a folder: `{(folder, tag): [step, ...]}`, sorted."""
     import tensorflow as tf

@@ -55,7 +55,7 @@ class CallbackLogs:
         """
         for callback in self._checkpoints if saved is not None else ():
             self._continue_checkpoints(callback, epoch)
-        saved = saved or {}
+        saved = _of_same_files(saved or {}, self._files())
         for name, callback in self._tables.items():
             self._starts[name] = {
                 "start": len(_read(callback.filename)) if callback.append else 0,
@@ -74,12 +74,17 @@ class CallbackLogs:
         for name, callback in self._tables.items():
             start = self._starts[name]
             text = _read(callback.filename)[start["start"] :]
-            found[name] = {**start, "keys": callback.keys, "text": text.decode("latin-1")}
+            found[name] = {**start, "keys": callback.keys, "text": text.decode("latin-1"), "file": callback.filename}
         for name, callback in self._boards.items():
             for writer in callback._writers.values():
                 writer.flush()
-            found[name] = {"files": _event_files(callback)}
+            found[name] = {"files": _event_files(callback), "file": str(callback.log_dir)}
         return found
+
+    def _files(self) -> dict[str, str]:
+        """Returns the file or the folder of each log."""
+        tables = {name: str(callback.filename) for name, callback in self._tables.items()}
+        return tables | {name: str(callback.log_dir) for name, callback in self._boards.items()}
 
     def _continue_table(self, callback: Any, saved: Mapping[str, Any], epoch: int) -> None:
         callback.csv_file.close()
@@ -157,6 +162,27 @@ def _lines_from(data: bytes, separator: str, epoch: int) -> int:
         numbers = numbers[:-1]  # torn by the kill
     right = numbers == [str(epoch + index) for index in range(len(numbers))]
     return len(lines) if right else 0
+
+
+def _of_same_files(saved: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the saved positions by the names that their logs have now.
+
+    The callbacks of a script may come in another order. A log whose path has changed is one of its class that no other
+    callback writes now.
+    """
+    left: dict[str, Any] = dict(saved)
+    found: dict[str, Any] = {}
+    tiers: tuple[Callable[[str, str], bool], ...] = (
+        lambda name, key: bool(saved[key].get("file") == files[name]),
+        lambda name, key: name == key,
+        lambda name, key: name.rpartition(".")[0] == key.rpartition(".")[0],
+    )
+    for alike in tiers:
+        for name in files:
+            key = next((key for key in left if name not in found and alike(name, key)), None)
+            if key is not None:
+                found[name] = left.pop(key)
+    return found
 
 
 def _event_files(callback: Any) -> dict[str, int]:
