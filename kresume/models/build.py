@@ -26,13 +26,11 @@ from kresume.errors import ModelError
 from kresume.models import architecture
 from kresume.models.freeze import freeze_as_saved
 from kresume.models.hub import HUB, from_preset, is_classifier, require_for
-from kresume.models.losses import compiled_by_function
 from kresume.models.new_head import new_head
 from kresume.models.own_code import call_function, innermost, is_function, last_line, run_files
 from kresume.models.precision import with_precision
 from kresume.models.pretrained import applications, untrained
-from kresume.models.recompile import compile_as
-from kresume.models.saved_loss import live_entry
+from kresume.models.recompile import compile_alike, compile_as
 from kresume.models.shapes import build_once
 from kresume.options.model_objects import is_object, model_of
 from kresume.options.resolve import default_image_size
@@ -285,10 +283,8 @@ def _from_object(
     if given.built:
         for variable, value in zip(model.weights, given.weights, strict=True):
             variable.assign(live_state.host_array(value.value))
-    if (config := compiled_by_function(given)) is not None:
-        # Keras drops the optimizer from the compile config of a model that was once saved as `.h5`.
-        now = {"optimizer": keras.saving.serialize_keras_object(given.optimizer), "loss": live_entry(given.loss)}
-        compile_as(model, {**config, **now}, own, fresh=False)
+    if given.compiled:
+        compile_alike(model, given, own)
     return model
 
 

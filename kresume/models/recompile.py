@@ -13,10 +13,14 @@ from typing import Any
 
 import keras
 
+from kresume.backend import live_state
 from kresume.checkpoints.keras_arrays import DEFAULT_RATES, class_of, unwrapped
 from kresume.errors import CheckpointError, ModelError
-from kresume.models.optimizers import make_optimizer
-from kresume.models.saved_loss import RecordedLoss, find_loss
+from kresume.models.losses import compiled_by_function
+from kresume.models.optimizers import describe, make_optimizer
+from kresume.models.own_code import last_line
+from kresume.models.saved_loss import RecordedLoss, find_loss, live_entry
+from kresume.spelling import option
 from kresume.storage.damage import interpreting
 from kresume.values.state import SavedOptimizer
 
@@ -52,6 +56,46 @@ def compile_as(model: keras.Model, compiled: Any, own: Mapping[str, Any], *, fre
             steps_per_execution=int(compiled.get("steps_per_execution") or 1),
             auto_scale_loss=False,
         )
+
+
+def compile_alike(model: keras.Model, given: keras.Model, own: Mapping[str, Any]) -> None:
+    """Compiles a model as another one with the same layers is compiled.
+
+    Args:
+        model: built.
+        given: the other one, which stays as it is.
+        own: custom classes by name.
+
+    Raises:
+        ModelError: its optimizer or its loss cannot be recorded, so a run could not continue.
+    """
+    if type(model).compile is not keras.Model.compile:
+        return  # a class that overrides `compile` expects its own arguments
+    try:
+        optimizer = None
+        if given.optimizer is not None:
+            with keras.saving.custom_object_scope(own):
+                optimizer = make_optimizer(describe(given.optimizer, given), rate_of(given.optimizer))
+        entry = live_entry(given.loss)
+    except (CheckpointError, NotImplementedError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"what {option('model')} is compiled with cannot be recorded ({last_line(error)}): register the classes with Keras "
+            "(@keras.saving.register_keras_serializable()), with a get_config that returns every argument"
+        ) from error
+    config = compiled_by_function(given) or {}
+    model.compile(
+        optimizer=optimizer,
+        loss=RecordedLoss(entry) if entry is not None else None,
+        loss_weights=config.get("loss_weights"),
+        steps_per_execution=int(given.steps_per_execution or 1),
+        auto_scale_loss=False,
+    )
+
+
+def rate_of(optimizer: Any) -> Any:
+    """Returns the rate that an optimizer has now: a number, or a schedule."""
+    rate = live_state.inner(optimizer)._learning_rate
+    return float(live_state.host_array(rate.value)) if isinstance(rate, keras.Variable) else rate
 
 
 def _optimizer(saved: Any, fresh: bool) -> Any:

@@ -13,14 +13,15 @@ import hashlib
 import json
 import re
 import weakref
+from contextvars import ContextVar
 from typing import Any
 
 from kresume.errors import UsageError
 from kresume.spelling import option
 
 PREFIX = "object:"
-_MODELS: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-"""The models by name. The caller's own reference keeps a model here while its call runs."""
+_MODELS: ContextVar[weakref.WeakValueDictionary[str, Any] | None] = ContextVar("models", default=None)
+"""The models of this thread by name. The caller's own reference keeps a model here while its call runs."""
 _COUNTS = re.compile(r'_\d+"')
 _IDENTITIES = re.compile(r'"shared_object_id": \d+')
 
@@ -52,13 +53,17 @@ def name_of(value: Any) -> str:
     config = {key: held for key, held in config.items() if key not in {"compile_config", "build_config"}}
     text = _IDENTITIES.sub("", _COUNTS.sub('"', json.dumps(config, sort_keys=True)))
     spec = f"{PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    _MODELS[spec] = value
+    models = _MODELS.get()
+    if models is None:
+        _MODELS.set(models := weakref.WeakValueDictionary())
+    models[spec] = value
     return spec
 
 
 def model_of(spec: str) -> Any | None:
     """Returns the model of a name; None if this process was not given it."""
-    return _MODELS.get(spec)
+    models = _MODELS.get()
+    return None if models is None else models.get(spec)
 
 
 def steps_of(value: Any) -> int:

@@ -1,5 +1,8 @@
 """Tests `model=` with a Keras model in memory: it trains like the function that builds it, and stays as it is."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +10,10 @@ import pytest
 import kresume
 from kresume.checkpoints import snapshot
 from kresume.errors import ConfigMismatch, ModelError, UsageError
-from kresume.options.model_objects import name_of
+from kresume.models.build import _from_object
+from kresume.models.optimizers import describe
+from kresume.options.model_objects import model_of, name_of
+from kresume.values.state import UNDECAYED
 from tests.helpers.runs import TINY, assert_same_bytes, result_arrays, run_training, stopped_by
 
 FUNCTION = """
@@ -111,6 +117,47 @@ def test_an_object_is_the_architecture_of_a_checkpoint_without_one(monkeypatch, 
     (one, *before), (other, *now) = results
     assert_same_bytes(one, other)
     assert before == now
+
+
+@pytest.mark.one_backend(trains=True)
+def test_the_optimizer_is_that_of_the_object(pictures):
+    """With what it leaves out of weight decay, and its schedule; a class that Keras cannot find again is refused."""
+    model, options = build(), {"data": [str(pictures / "old")], "quiet": True, **TINY}
+    optimizer = keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(0.01, 50), weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    made = _from_object(name_of(model), {}, None, False, (10, 10))
+    one, other = (describe(each.optimizer, each) for each in (made, model))
+    assert one.class_name == other.class_name == "AdamW"
+    assert {**one.config, "name": ""} == {**other.config, "name": ""}
+    assert sorted(one.config[UNDECAYED]) == ["conv/bias", "dense/bias"]
+    assert kresume.plan(None, model=model, **options).optimizer == "AdamW"
+
+    class Own(keras.optimizers.SGD):
+        """A class that is not registered."""
+
+    model.compile(Own(0.1), "sparse_categorical_crossentropy")
+    with pytest.raises(ModelError, match=r"register the classes with Keras"):
+        kresume.plan(None, model=model, **options)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_objects_of_one_architecture_are_told_apart_between_threads():
+    """Each thread trains what it was given, although both have one name."""
+    models = [build(seed=1), build(seed=2)]
+    with ThreadPoolExecutor(2) as pool:
+        names = list(pool.map(name_of, models))
+        assert names[0] == names[1]
+    assert model_of(names[0]) is None  # this thread was given none
+    meet = threading.Barrier(2)
+
+    def made(model):
+        name = name_of(model)
+        meet.wait(60)
+        return model_of(name)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(made, models)) == models
 
 
 @pytest.mark.one_backend(trains=True)
