@@ -193,6 +193,48 @@ def held_slots(model: keras.Model, optimizer: Any, addresses: Collection[str]) -
     return held | {f"{BEGAN}|{address}": np.array(since, np.int64) for address, since in later.items()}
 
 
+def held_for(held: Mapping[str, np.ndarray], before: str, now: str) -> dict[str, np.ndarray]:
+    """Returns held slots as another class of optimizer has them; what has no counterpart there is left out.
+
+    Args:
+        held: what `held_slots` returned.
+        before: the class of the optimizer that it was called with.
+        now: the class of the one that will train.
+    """
+    one, other = (name.rpartition(">")[2] for name in (before, now))
+    if one == other:
+        return dict(held)
+    split = [(*name.partition("|")[::2], array) for name, array in held.items()]
+    sources = slots.counterparts(one, other, {kind for kind, _, _ in split})
+    found = {f"{new}|{place}": array for new, old in sources.items() for kind, place, array in split if kind == old}
+    moments = {name.partition("|")[2] for name in found if name.partition("|")[0] not in slots.KEPT_APART}
+    return found | {f"{kind}|{place}": array for kind, place, array in split if kind == BEGAN and place in moments}
+
+
+def held_longer(
+    waiting: Mapping[str, np.ndarray],
+    held: Mapping[str, np.ndarray],
+    addresses: Collection[str],
+    model: keras.Model,
+    passed: int,
+) -> dict[str, np.ndarray]:
+    """Returns the slots of layers that a run freezes, and of those that stay frozen as its parent had frozen them.
+
+    Args:
+        waiting: what the parent holds.
+        held: what `held_slots` returns for this run.
+        addresses: of the layers that are frozen at first.
+        model: built.
+        passed: iterations since the parent froze them.
+    """
+    found, own = dict(held), {name.partition("|")[2] for name in held}
+    for place, _ in _weights_of(model, addresses):
+        mine = {name: array for name, array in waiting.items() if name.partition("|")[2] == place}
+        if mine and place not in own:
+            found |= mine | {f"{BEGAN}|{place}": np.array(passed + int(mine.get(f"{BEGAN}|{place}", 0)), np.int64)}
+    return found
+
+
 def give_back(
     model: keras.Model, optimizer: Any, held: Mapping[str, np.ndarray], fresh: Collection[str], frozen_at: int
 ) -> None:

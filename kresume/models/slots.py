@@ -10,7 +10,7 @@ its attribute and its weight: the `_velocities` of the third trainable variable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ from kresume.models import own_counts
 
 GRADIENT, SQUARE, STEP = "averages of gradients", "averages of squared gradients", "steps"
 SCALED = "scaled steps"
+DIVISORS = frozenset({SQUARE, "largest gradients"})
+"""Meanings of the sizes by which an average of gradients is divided."""
 SIZES = frozenset({SQUARE, "largest averages of squared gradients", "largest gradients", "sums of squared gradients"})
 """Meanings that do not depend on the sign of a gradient."""
 AVERAGES, ACCUMULATED = "_model_variables_moving_average", "_accumulated_gradients"
@@ -256,14 +258,23 @@ def _sources(old: Any, new: Any) -> dict[str, str]:
     """Maps the new optimizer's attributes to the old one's of the same meaning."""
     before = slot_lists(old)
     one, other = type(inner(old)), type(inner(new))
-    if one is other:
-        return {name: name for name in before}
-    by_meaning = {meaning: name for name, meaning in MEANINGS.get(one.__name__, {}).items() if name in before}
-    wanted = MEANINGS.get(other.__name__, {})
+    return {name: name for name in before} if one is other else counterparts(one.__name__, other.__name__, before)
+
+
+def counterparts(before: str, now: str, attributes: Collection[str]) -> dict[str, str]:
+    """Maps the attributes of an optimizer's slots to those of the same meaning in another class.
+
+    Args:
+        before: the other class.
+        now: the class of the optimizer.
+        attributes: those of the other one that have values.
+    """
+    by_meaning = {meaning: name for name, meaning in MEANINGS.get(before, {}).items() if name in attributes}
+    wanted = MEANINGS.get(now, {})
     found = {name: by_meaning[meaning] for name, meaning in wanted.items() if meaning in by_meaning}
-    if SQUARE in wanted.values() and SQUARE not in by_meaning:
-        found = {}  # a full momentum divided by squares that start at zero makes steps of many times the rate
-    return found | {name: name for name in (AVERAGES, ACCUMULATED) if name in before}
+    if any(meaning in DIVISORS and meaning not in by_meaning for meaning in wanted.values()):
+        found = {}  # a full momentum divided by sizes that start at zero makes steps of many times the rate
+    return found | {name: name for name in (AVERAGES, ACCUMULATED) if name in attributes}
 
 
 def meaning_of(optimizer: Any, attribute: str) -> str:

@@ -159,7 +159,8 @@ def freeze(
             slots start fresh.
 
     Returns:
-        The slots of the frozen weights, which `thaw` needs.
+        The slots of the frozen weights, which `thaw` needs. Those that the parent holds for layers that stay frozen are
+        among them.
     """
     if freezing is None:
         return {}
@@ -176,11 +177,16 @@ def freeze(
     assign_statistics(model, {place: array for place, array in statistics.items() if own[place]})
     freezer.set_frozen(model, freezing, 0)
     adjust(model, to, restored=before)
+    waiting: dict[str, np.ndarray] = {}
+    if parent is not None:
+        classes = [str(each.class_name) for each in (parent.record.optimizer, to.optimizer)]
+        waiting = freezer.held_for(_read_held(parent.held), *classes)
+    frozen_at = parent.record.iterations if parent is not None and waiting else to.iterations
     if freezing.thawed(0):
-        waiting = _read_held(parent.held) if parent is not None else {}
-        frozen_at = parent.record.iterations if parent is not None and waiting else to.iterations
         freezer.give_back(model, model.optimizer, waiting, freezing.first, frozen_at)
-    return held if freezing.until else {}
+    if not freezing.until:
+        return {}
+    return freezer.held_longer(waiting, held, freezing.first, model, to.iterations - frozen_at)
 
 
 def adjusted(draft: Draft, config: TrainConfig) -> tuple[Any, dict[str, np.ndarray]]:

@@ -8,7 +8,7 @@ import pytest
 
 import kresume
 from kresume import runs
-from kresume.checkpoints import snapshot
+from kresume.checkpoints import sealed_arrays, snapshot
 from kresume.errors import UsageError
 from kresume.models import freeze
 from kresume.values.freezing import Freezing
@@ -260,6 +260,25 @@ def test_a_layer_that_holds_a_training_layer_is_not_frozen():
     assert len(model.trainable_variables) == 3
 
 
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("before", "now", "found"),
+    [
+        ("Adam", "Adam", {"_momentums|a", "_velocities|a", "began|a"}),
+        ("Adam", "AdamW", {"_momentums|a", "_velocities|a", "began|a"}),
+        ("Lion", "Adam", set()),  # a momentum without the sizes that it is divided by
+        ("Adam", "Lion", {"_momentums|a", "began|a"}),
+        ("Adam", "Adamax", set()),
+        ("SGD", "Adam", set()),
+    ],
+)
+def test_held_slots_of_another_class_are_what_means_the_same(before, now, found):
+    """As for layers that train: a momentum that is divided by sizes from zero makes steps of hundreds of times the rate."""
+    kinds = {"Adam": ["_momentums", "_velocities"], "Lion": ["_momentums"], "SGD": ["momentums"]}[before]
+    held = {f"{kind}|a": np.ones(2) for kind in kinds} | {"began|a": np.array(3)}
+    assert set(freeze.held_for(held, before, now)) == found
+
+
 @pytest.mark.one_backend(trains=True)
 def test_layers_of_a_parent_that_ended_too_early_train(tmp_path, place):
     """A child trains the layers that its parent froze for its first epochs, if the parent ended before them."""
@@ -282,6 +301,14 @@ def test_layers_of_a_parent_that_ended_too_early_train(tmp_path, place):
         assert all(layer.trainable for layer in keras.models.load_model(out / "model.keras").layers)
         slots[name] = convolution_slots(snapshot.read_snapshot(out / "snapshots" / "step-00000000").arrays)
     expected = convolution_slots(result_arrays(place / "parent"))
+    again = {"freeze": ["conv*"], "unfreeze_at": 1, "epochs": 2, "lr": 1e-3, "batch_size": 5}
+    trained(tmp_path / "5", every_snapshot=True, checkpoint=str(tmp_path / "2"), **again)
+    held = sealed_arrays.read(tmp_path / "5" / "held.safetensors")
+    assert {array.tobytes() for array in held.values() if array.ndim == 4} == expected
+    child, steps = runs.open_run(tmp_path / "5"), runs.open_run(place / "parent").result_step()
+    state = snapshot.read_snapshot(snapshot.snapshot_path(child.snapshots, child.result_step()))
+    since = {count for _, count in state.records["structure"]["own_counts"]}  # as many steps as they had trained
+    assert child.record.iterations + child.record.amount.boundaries[0] - steps in since
     assert slots["3"] == expected  # its parent held them, and they are its grandparent's
     assert not slots["4"] & expected
 
