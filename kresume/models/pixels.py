@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from kresume.values.first_layers import constant_of, pixels_of
+from kresume.values.first_layers import SCALES, SHIFTS, constant_of, pixels_of
 
 
 def _layers(model: Any) -> Iterator[tuple[str, Any]]:
@@ -23,7 +23,7 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
     for layer in getattr(model, "operations", None) or model.layers:
         if isinstance(layer, keras.Model):
             yield from _layers(layer)
-        else:
+        elif isinstance(layer, keras.Layer) or type(layer).__name__ in SCALES | SHIFTS:
             own = type(layer).__name__
             above = (kind.__name__ for kind in type(layer).__mro__ if kind.__module__.startswith("keras."))
             number = getattr(layer, "scale", None) if isinstance(layer, keras.Layer) else _number(layer)

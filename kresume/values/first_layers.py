@@ -19,10 +19,12 @@ PASSED = frozenset(
     {
         "InputLayer", "Identity", "Resizing", "CenterCrop", "Permute", "Reshape", "Flatten",
         "Concatenate",  # repeats grey three times, for a network that expects colours
-        "AutoContrast", "RandAugment", "Cast", "GetItem", "Stack", "Flip",
+        "AutoContrast", "RandAugment",
     }
 )  # fmt: skip
-"""Layers and operations that keep the values in prediction, beside those whose name begins with `Random`."""
+"""Layers that keep the values in prediction, beside those whose name begins with `Random`."""
+OPERATIONS = ("keras.src.ops", "keras.ops")
+"""Modules of operations, which resize, cut and cast values. Only those of `SCALES` and `SHIFTS` say something."""
 KERAS_TENSOR = "__keras_tensor__"
 
 
@@ -72,7 +74,9 @@ def of_architecture(architecture: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(inside.get("layers"), list):
             yield from of_architecture(layer)
         else:
-            yield str(layer.get("class_name")).rpartition(">")[2], inside.get("scale", _constant(layer))
+            name = str(layer.get("class_name")).rpartition(">")[2]
+            if name in SCALES | SHIFTS or not str(layer.get("module")).startswith(OPERATIONS):
+                yield name, inside.get("scale", _constant(layer))
 
 
 def constant_of(arguments: Iterable[Any], is_tensor: Callable[[Any], bool]) -> Any:
