@@ -194,7 +194,7 @@ def held_slots(model: keras.Model, optimizer: Any, addresses: Collection[str]) -
 
 
 def held_for(held: Mapping[str, np.ndarray], before: str, now: str) -> dict[str, np.ndarray]:
-    """Returns held slots as another class of optimizer has them; what has no counterpart there is left out.
+    """Returns held slots as another class of optimizer has them, those with a counterpart.
 
     Args:
         held: what `held_slots` returned.
@@ -218,7 +218,7 @@ def held_longer(
     model: keras.Model,
     passed: int,
 ) -> dict[str, np.ndarray]:
-    """Returns the slots of layers that a run freezes, and of those that stay frozen as its parent had frozen them.
+    """Returns the slots of layers that a run freezes, or that stay frozen as in its parent.
 
     Args:
         waiting: what the parent holds.

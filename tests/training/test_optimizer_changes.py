@@ -111,3 +111,53 @@ def test_a_new_model_starts_at_the_rate_that_its_function_compiles(tmp_path, opt
     plan = kresume.plan(None, model=written(tmp_path, rate), **options, **changes)
     assert plan.rate.peak == pytest.approx(peak)
     assert plan.rate.reason == reason
+
+
+@pytest.mark.one_backend(trains=True)
+def test_averages_go_on_where_the_optimizer_starts_fresh(tmp_path, pictures):
+    """They are the model that was scored: `before` is the parent's result, whatever the new class is."""
+    common = {"batch_size": 5, "trial": False, "quiet": True, "lr": 0.01}
+    first = {"image_size": "10", "val_split": 0.25, "epochs": 3, "ema": 0.8, "out": str(tmp_path / "1")}
+    parent = kresume.resume(None, data=[str(pictures / "old")], **first, **common)
+    expected = parent.record.result.scores["all"]["loss"]
+    for optimizer in ("keep", "adamw:reset", "sgd:reset"):
+        plan = kresume.plan(parent, add=[str(pictures / "new")], optimizer=optimizer, **common)
+        assert plan.before["old"]["loss"] == expected
+        assert ("its averages (EMA) go on" in plan.restored) == (optimizer != "keep")
+    raw = kresume.read_checkpoint(parent)
+    optimizer = raw.optimizer.config
+    assert optimizer["use_ema"]
+    assert any(
+        array.tobytes() != raw.arrays[f"trainable/{index}"].tobytes() for index, array in averages_of(raw).items()
+    )
+
+
+def averages_of(state):
+    """Returns the averages in a run's snapshot, by the index of their weight."""
+    kinds = state.records["structure"]["optimizer"]
+    return {
+        weight: state.arrays[f"optimizer/{place}"]
+        for place, (kind, weight, *_) in enumerate(kinds)
+        if kind == "_model_variables_moving_average"
+    }
+
+
+@pytest.mark.one_backend(trains=True)
+def test_averages_of_a_file_become_the_weights_where_no_ema_is_asked_for(tmp_path, pictures):
+    """Its scores are those with which `eval` sees it."""
+    inputs = keras.Input((4, 4, 3))
+    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(flat))
+    model.compile(keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.9), "sparse_categorical_crossentropy")
+    images, labels = np.random.default_rng(0).uniform(0, 255, (30, 4, 4, 3)), np.arange(30) % 3
+    for _ in range(5):
+        model.train_on_batch(images, labels)
+    model.save(tmp_path / "m.keras")
+    facts = {"classes": ["circle", "square", "stripes"], "resize": "stretch", "interpolation": "bilinear"}
+    val = str(pictures / "val")
+    scored = kresume.evaluate(tmp_path / "m.keras", val, **facts).scores["all"]["loss"]
+    given = {"data": [str(pictures / "old")], "val": [val], "lr": 1e-3, "trial": False, "quiet": True, "epochs": 1}
+    plan = kresume.plan(str(tmp_path / "m.keras"), optimizer="adam:reset", **given, **facts)
+    assert "are the weights from here on" in plan.restored
+    assert plan.before["all"]["images"] == 9
+    assert plan.before["all"]["loss"] == pytest.approx(scored, rel=1e-6)

@@ -27,6 +27,7 @@ from kresume.images.scans import remembered
 from kresume.options.settings import DEFAULTS, default_rate
 from kresume.options.table import TrainConfig
 from kresume.staging.fetch import here
+from kresume.training.plan.kept_averages import keep_averages
 from kresume.values.card import Card
 from kresume.values.state import UNDECAYED, SavedOptimizer, SavedRate, TrainState
 
@@ -295,6 +296,9 @@ def restore_parent(
     check_finite(model, parent.state.source)
     if keep and restoration.undecayed:
         saved = optimizers.with_config(saved, {UNDECAYED: list(restoration.undecayed)})
+    if not keep:
+        compiled = getattr(model, "optimizer", None)
+        saved, optimizer, assumed = keep_averages(model, parent.state, saved, optimizer, compiled, config.ema)
     summary = f"{restoration.summary}; {assumed}" if assumed else restoration.summary
     own = hub.on_its_own(model)
     if own is not model:
