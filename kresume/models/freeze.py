@@ -11,6 +11,7 @@ A frozen layer of batch normalisation predicts with its moving averages also in 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -112,19 +113,36 @@ def freeze_as_saved(model: keras.Model, state: TrainState) -> None:
         model: built from the run's architecture.
         state: a checkpoint; without a record of its weights nothing happens.
     """
+    if frozen := _frozen_then(model, state):
+        set_frozen(model, Freezing(frozen, None), 0)
+
+
+@contextmanager
+def frozen_as_saved(model: keras.Model, state: TrainState) -> Iterator[None]:
+    """Freezes the layers that did not train when a snapshot was taken, during a block."""
+    frozen = _frozen_then(model, state)
+    if frozen:
+        set_frozen(model, Freezing(frozen, None), 0)
+    try:
+        yield
+    finally:
+        if frozen:
+            set_frozen(model, Freezing(frozen, 0), 0)
+
+
+def _frozen_then(model: keras.Model, state: TrainState) -> tuple[str, ...]:
+    """Returns the addresses of the layers that train now and did not when a snapshot was taken."""
     record = state.records.get(structure.RECORD)
     if not record:
-        return
+        return ()
     still = {address.position for address in structure.recorded(record)["non_trainable"]}
     places = structure.address_of(model)
-    frozen = tuple(
+    return tuple(
         address
         for address, (_, layer) in layers_of(model).items()
         if layer._trainable_variables
         and all(each.trainable and places[id(each)].position in still for each in layer._trainable_variables)
     )
-    if frozen:
-        set_frozen(model, Freezing(frozen, None), 0)
 
 
 def _open(container: Any) -> None:

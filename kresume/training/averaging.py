@@ -23,6 +23,7 @@ from kresume.evaluation.score import flatten
 from kresume.images.reader import PictureReader
 from kresume.models import structure
 from kresume.models.between import Between
+from kresume.models.freeze import frozen_as_saved
 from kresume.models.keras_metrics import better
 from kresume.models.statistics import GROUP
 from kresume.options.resolve import cache_limit
@@ -155,8 +156,15 @@ def _tell(session: Session, own: Mapping[str, Any], tried: list[Tried], best: Tr
 
 def _write(session: Session, trained: TrainState, best: Tried) -> None:
     """Writes the snapshot of the average: as that of its step, with other weights and their statistics."""
-    statistics = best.scored.statistics
-    state = live_state.read_state(session.model)
+    model = session.model
+    listed = [id(variable) for variable in model.non_trainable_variables]
+    with frozen_as_saved(model, trained):  # layers that trained later only have slots of another epoch now
+        state, described = live_state.read_state(model), structure.describe(model)
+        places = {id(variable): place for place, variable in enumerate(model.non_trainable_variables)}
+    statistics = {places[listed[place]]: array for place, array in best.scored.statistics.items()}
+    own = [place for place, (_, _, *frozen) in enumerate(described["optimizer"]) if not frozen]
+    state["optimizer"] = [state["optimizer"][place] for place in own]
+    described["optimizer"] = [described["optimizer"][place] for place in own]
     groups = {**groups_of(trained), **{name: state[name] for name in ("trainable", "non_trainable", "optimizer")}}
     groups = {name: arrays for name, arrays in groups.items() if name != GROUP}
     if statistics:
@@ -164,7 +172,7 @@ def _write(session: Session, trained: TrainState, best: Tried) -> None:
     records = {
         **trained.records,
         GROUP: list(statistics),
-        structure.RECORD: structure.describe(session.model),
+        structure.RECORD: described,
         snapshot.AVERAGE: best.share,
     }
     session.lock.check()

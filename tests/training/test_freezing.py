@@ -197,8 +197,9 @@ def test_a_run_that_thaws_leaves_a_whole_parent(tmp_path, place):
 
 
 @pytest.mark.one_backend(trains=True)
-def test_the_best_epoch_may_be_one_before_the_thaw(tmp_path, place, monkeypatch):
-    """Its weights are the result, in a model whose layers all train by now."""
+@pytest.mark.parametrize("average", [None, "0.5"])
+def test_the_best_epoch_may_be_one_before_the_thaw(tmp_path, place, monkeypatch, average):
+    """Its weights are the result, averaged or not, in a model whose layers all train by now."""
     from kresume.evaluation.live import LiveScorer
 
     score, seen = LiveScorer.score, []
@@ -213,7 +214,7 @@ def test_the_best_epoch_may_be_one_before_the_thaw(tmp_path, place, monkeypatch)
     monkeypatch.setattr(LiveScorer, "score", found)
     run_training(
         str(place / "parent"), add=[str(place / "new")], freeze=["conv*"], unfreeze_at=1, epochs=2, monitor="val_loss",
-        out=str(tmp_path / "2"), **OPTIONS,
+        average=average, out=str(tmp_path / "2"), **OPTIONS,
     )  # fmt: skip
     run = runs.open_run(tmp_path / "2")
     assert run.record.best.epoch == 0
