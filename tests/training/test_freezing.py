@@ -1,5 +1,6 @@
 """Tests `--freeze` and `--unfreeze-at` on whole runs: what trains when, exactly, with slots kept."""
 
+import re
 import shutil
 
 import keras
@@ -287,6 +288,9 @@ def test_layers_of_a_parent_that_ended_too_early_train(tmp_path, place):
     run_training(str(place / "parent"), until="all.loss>=0", out=str(tmp_path / "2"), **arguments)
     plan = kresume.plan(str(tmp_path / "2"), quiet=True, lr=1e-3)
     assert "freeze:   none; " in str(plan)
+    plan = kresume.plan(str(tmp_path / "2"), quiet=True, lr=1e-3, freeze="*norm*", unfreeze_at=1, epochs=2)
+    line = next(line for line in str(plan).splitlines() if line.startswith("freeze:"))
+    assert re.search(r"for the first epoch: .*; \d+ more as in the checkpoint: conv2d", line), line
     slots = {}
     for name, optimizer in (("3", "keep"), ("4", "adamw:reset")):
         out = tmp_path / name

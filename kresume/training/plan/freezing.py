@@ -134,6 +134,10 @@ def describe_freezing(freezing: Freezing | None, model: Any) -> str:
     when = "throughout" if freezing.until is None else f"for the first {_epochs(freezing.until)}"
     always = [layers[address] for address in freezing.always if address in layers]
     more = f"; {len(always):,} throughout: {listed(always)}" if always else ""
+    named = {*freezing.first, *freezing.always}
+    others = [layers[address] for address in freeze.frozen_now(model) if address in layers and address not in named]
+    if others:
+        more += f"; {len(others):,} more as in the checkpoint: {listed(others)} ({option('freeze', NONE)} trains all)"
     return f"{len(names):,} of {len(layers):,} layers {when}: {listed(names)}{more}"
 
 
