@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, KeysView, Mapping, Sequence, Set
@@ -98,10 +99,14 @@ def names_of(classes: str | Sequence[str] | Mapping[Any, Any] | None) -> tuple[s
         return read_classes(classes)
     if isinstance(classes, Set) and not isinstance(classes, KeysView):
         raise UsageError("classes: a set has no order, and the order is that of the model's outputs: give a list")
-    if classes is None or len(classes) == 0:
-        return None
+    if isinstance(classes, os.PathLike):
+        return read_classes(os.fspath(classes))
+    if isinstance(classes, bytes) or not (classes is None or isinstance(classes, Iterable)):
+        raise UsageError(f"classes: give the names in the order of the model's outputs, not a {type(classes).__name__}")
     if not isinstance(classes, Mapping):
-        return tuple(str(name) for name in classes)
+        return tuple(map(str, () if classes is None else classes)) or None
+    if not classes:
+        return None
     try:
         return _ordered(classes)
     except _NoNamesError as error:

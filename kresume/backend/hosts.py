@@ -91,8 +91,8 @@ class Group:
 ALONE = Process()
 _joined = ALONE
 _acting = ALONE
-_parted = False
-"""True once this process has left the others."""
+_parted = _followed = False
+"""True once this process has left the others, and if it followed one of them."""
 _number = 0
 """Counts the shared facts; every process shares them in the same order."""
 
@@ -115,6 +115,11 @@ def _acting_as(process: Process) -> Iterator[None]:
         yield
     finally:
         _acting = before
+
+
+def followed() -> bool:
+    """Returns True for a process that follows another one, or did: the result is that one's."""
+    return _followed or not _joined.leads
 
 
 def together() -> AbstractContextManager[None]:
@@ -370,7 +375,7 @@ def leave(outcome: Mapping[str, Any] | None = None) -> None:
     Args:
         outcome: what process 0 tells.
     """
-    global _joined, _parted
+    global _joined, _parted, _followed  # noqa: PLW0603
     if _joined.alone:
         return
     import jax
@@ -379,6 +384,7 @@ def leave(outcome: Mapping[str, Any] | None = None) -> None:
         if _joined.leads:
             _tell(OUTCOME, dict(outcome or {}))
         jax.distributed.shutdown()
+    _followed = not _joined.leads
     _joined, _parted = ALONE, True
 
 

@@ -44,6 +44,8 @@ def use_tpu() -> None:
 
 
 def on_strategy() -> bool:
-    """Returns True if TensorFlow trains through a strategy in this thread."""
+    """Returns True if TensorFlow trains on a TPU in this thread."""
     tensorflow = sys.modules.get("tensorflow")
-    return tensorflow is not None and bool(tensorflow.distribute.has_strategy())
+    if tensorflow is None or not tensorflow.distribute.has_strategy():
+        return False
+    return isinstance(tensorflow.distribute.get_strategy(), tensorflow.distribute.TPUStrategy)

@@ -34,7 +34,7 @@ def train(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) ->
     from kresume.training.resume import train as run
 
     result = run(config, Reporter())
-    if hosts.joined().leads:
+    if not hosts.followed():
         print_result(result, as_json)
     return result.exit_code
 

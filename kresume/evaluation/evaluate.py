@@ -8,7 +8,6 @@ Every image is predicted once by each model.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,7 +122,8 @@ def evaluate(
     """
     reporter = reporter or Reporter(quiet=True)
     path = path_of(checkpoint)
-    other = os.fspath(against) if against is not None else None
+    other = path_of(against) if against is not None else None
+    metric = several("metric", metric)
     gates = Gates.of(several("require", require), max_forgetting, max_class_drop, unbounded=several("metric", metric))
     check_gates(gates, other)
     theirs = _of_other(other, names_of(against_classes), against_pixels, against_resize, against_interpolation)

@@ -137,12 +137,14 @@ def _frozen_then(model: keras.Model, state: TrainState) -> tuple[str, ...]:
         return ()
     still = {address.position for address in structure.recorded(record)["non_trainable"]}
     places = structure.address_of(model)
-    return tuple(
-        address
-        for address, (_, layer) in layers_of(model).items()
-        if layer._trainable_variables
-        and all(each.trainable and places[id(each)].position in still for each in layer._trainable_variables)
-    )
+    found = []
+    for address, (_, layer) in layers_of(model).items():
+        trains = [
+            each for each in layer._trainable_variables if each.trainable
+        ]  # adapted and single frozen weights do not
+        if trains and all(places[id(each)].position in still for each in trains):
+            found.append(address)
+    return tuple(found)
 
 
 def _open(container: Any) -> None:

@@ -69,8 +69,6 @@ def compile_alike(model: keras.Model, given: keras.Model, own: Mapping[str, Any]
     Raises:
         ModelError: its optimizer or its loss cannot be recorded, so a run could not continue.
     """
-    if type(model).compile is not keras.Model.compile:
-        return  # a class that overrides `compile` expects its own arguments
     try:
         optimizer = None
         if given.optimizer is not None:
@@ -83,7 +81,8 @@ def compile_alike(model: keras.Model, given: keras.Model, own: Mapping[str, Any]
             "(@keras.saving.register_keras_serializable()), with a get_config that returns every argument"
         ) from error
     config = compiled_by_function(given) or {}
-    model.compile(
+    keras.Model.compile(  # a class that overrides `compile` expects its own arguments
+        model,
         optimizer=optimizer,
         loss=RecordedLoss(entry) if entry is not None else None,
         loss_weights=config.get("loss_weights"),

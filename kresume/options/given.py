@@ -13,6 +13,7 @@ from typing import Any
 
 from kresume.class_names import join_classes
 from kresume.options.lookup import INHERITED, MAY_DIFFER, about, flag_of
+from kresume.options.model_objects import is_object
 from kresume.options.table import TrainConfig
 from kresume.spelling import in_python
 
@@ -59,8 +60,9 @@ def to_call(config: TrainConfig) -> str:
     """Returns the call of `kresume.resume` that gives these options."""
     values = given(config)
     words = [repr(values.pop("from_"))] if "from_" in values else []
+    own = ["model=model"] if is_object(values.get("model")) and values.pop("model") else []
     one = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in values.items()}
-    return f"kresume.resume({', '.join([*words, *(f'{name}={value!r}' for name, value in one.items())])})"
+    return f"kresume.resume({', '.join([*words, *own, *(f'{name}={value!r}' for name, value in one.items())])})"
 
 
 def to_command(config: TrainConfig, program: str = "kresume train") -> str:

@@ -4,7 +4,8 @@
     found = model_of(spec)          # the model, in this process; None in any other
 
 The name follows from the architecture: the same script in another process gives the same name, so that it continues its
-run. Numbers at the ends of names are left out, because Keras counts layers per process.
+run. Numbers at the ends of names count from 0 there, because Keras counts layers per process; seeds are left out, because
+some layers draw theirs.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from kresume.spelling import option
 PREFIX = "object:"
 _MODELS: ContextVar[weakref.WeakValueDictionary[str, Any] | None] = ContextVar("models", default=None)
 """The models of this thread by name. The caller's own reference keeps a model here while its call runs."""
-_COUNTS = re.compile(r'_\d+"')
-_IDENTITIES = re.compile(r'"shared_object_id": \d+')
+_TEXTS = re.compile(r'"([^"]*?)(?:_(\d+))?"')
+_DRAWN = re.compile(r'"(shared_object_id|seed)": -?\d+')
 
 
 def is_object(spec: str | None) -> bool:
@@ -51,7 +52,13 @@ def name_of(value: Any) -> str:
             "let get_config of your classes return every argument of their constructors"
         ) from error
     config = {key: held for key, held in config.items() if key not in {"compile_config", "build_config"}}
-    text = _IDENTITIES.sub("", _COUNTS.sub('"', json.dumps(config, sort_keys=True)))
+    numbers: dict[str, dict[str | None, int]] = {}
+
+    def renumbered(match: re.Match[str]) -> str:
+        seen = numbers.setdefault(match[1], {})
+        return f'"{match[1]}_{seen.setdefault(match[2], len(seen))}"'
+
+    text = _TEXTS.sub(renumbered, _DRAWN.sub("", json.dumps(config, sort_keys=True)))
     spec = f"{PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     models = _MODELS.get()
     if models is None:

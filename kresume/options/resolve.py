@@ -7,7 +7,7 @@ config = from_arguments("ckpt/", {"add": ["new/"], "lr": 1e-4})
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, KeysView, Mapping, Sequence, Set
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -69,7 +69,9 @@ def from_arguments(checkpoint: str | os.PathLike[str] | None, arguments: Mapping
     """
     values = {_field(name, "argument"): value for name, value in arguments.items()}
     for name in ("data", "add", "val"):
-        if name in values and isinstance(values[name], (list, tuple)) and not values[name]:
+        if values.get(name) is not None:
+            values[name] = several(name, values[name])
+        if values.get(name) == ():
             empty = f"{option(name)}: an empty list names no source"
             raise NothingNew(f"nothing new: {empty}") if name == "add" else UsageError(f"{empty}: leave it out")
     if checkpoint is not None:
@@ -163,6 +165,8 @@ def several(name: str, value: Any) -> tuple[str, ...]:
             f"{option(name)}: a {type(value).__name__} is not read: write it as a list, table.to_csv('list.csv', index=False), "
             "and give 'list.csv'"
         )
+    if isinstance(value, (Mapping, Set, bytes)) and not isinstance(value, KeysView):
+        raise UsageError(f"{option(name)}: give paths or names in a list, not a {type(value).__name__}")
     one = isinstance(value, (str, os.PathLike, Real)) or not isinstance(value, Iterable)
     items = [value] if one else list(value)
     wrong = next((each for each in items if not isinstance(each, (str, os.PathLike, Real))), None)
@@ -273,7 +277,7 @@ def _plain(name: str, value: Any) -> Any:
         return as_spec(value)
     if name == "image_size" and not isinstance(value, (str, Real)):
         return "x".join(str(item) for item in value)
-    if name == "classes" and not isinstance(value, str):
+    if name == "classes" and not isinstance(value, (str, os.PathLike)):
         return join_classes(names_of(value) or ())
     if name == "grow" and isinstance(value, str):
         return read_classes(value) if value else True

@@ -20,10 +20,11 @@ from kresume.backend import hosts
 from kresume.backend.fingerprint import package_versions, source_digest
 from kresume.errors import Followed, UsageError
 from kresume.options.given import given
+from kresume.options.lookup import MAY_DIFFER
 from kresume.options.table import TrainConfig
 
-OF_ONE_HOST = frozenset({"process_id", "coordinator", "cache", "cache_limit"})
-"""Options that may differ between the processes of a training."""
+OF_ONE_HOST = MAY_DIFFER - {"devices", "num_processes"}
+"""Options that may differ between the processes of a training. The files of `--import` are compared by their content."""
 ABSENT = "not given"
 
 
@@ -37,12 +38,13 @@ def check_alike(config: TrainConfig) -> None:
         UsageError: they differ between process 0 and another one, in both of these.
         Followed: they do, in the others.
     """
-    options = {name: value for name, value in given(config).items() if name not in OF_ONE_HOST and value is not False}
+    every = {name: value for name, value in given(config).items() if value is not False}
+    options = {name: value for name, value in every.items() if name not in OF_ONE_HOST}
     packages = package_versions() | {
         "python": ".".join(platform.python_version_tuple()[:2]),
         "kresume": source_digest(),
     }
-    mine = {"host": socket.gethostname(), "options": options, "packages": packages, "code": _digests(options)}
+    mine = {"host": socket.gethostname(), "options": options, "packages": packages, "code": _digests(every)}
     _agree("alike", mine, _difference)
 
 

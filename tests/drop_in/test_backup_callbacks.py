@@ -604,6 +604,30 @@ def test_a_folder_that_cannot_be_made_and_backups_that_cannot_be_read_say_what_t
         model.fit(x, y, verbose=0, callbacks=[kresume.BackupAndRestore(tmp_path / "b", delete_checkpoint=False)])
 
 
+class Own(keras.callbacks.Callback):
+    """A user's callback with state of its own, and attributes of its own meaning."""
+
+    def __init__(self, monitor, state):
+        super().__init__()
+        self.monitor, self.mode, self.state = monitor, "fast", state
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        self.state = state
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("state", [{"n": 7}, [1, 2], 3])
+def test_the_state_of_a_users_callback_goes_by_its_place(state):
+    """What its attributes mean is unknown, and what it returns need not be a mapping."""
+    facts, arrays = callback_state.capture([Own("a", state)])
+    after = Own("b", None)
+    assert callback_state.apply([after], json.loads(json.dumps(facts)), arrays) == []
+    assert after.state == state
+
+
 def early(monitor, mode="auto", **options):
     """Returns an EarlyStopping."""
     return keras.callbacks.EarlyStopping(monitor, mode=mode, **options)
@@ -625,14 +649,14 @@ def saving(monitor, path="a"):
             [early("a")],
             [early("b")],
             [None],
-            ["EarlyStopping judges b now, and the one before a: it begins anew"],
+            ["EarlyStopping judges b (auto) now, and the one before a: it begins anew"],
         ),
-        ([early("a", "min")], [early("a", "max")], [None], ["EarlyStopping judges a now"]),
+        ([early("a", "min")], [early("a", "max")], [None], ["EarlyStopping judges a (max) now"]),
         ([early("a", "min")], [early("a")], [0], []),
         ([saving("a"), saving("b")], [saving("b")], [1], []),
         ([saving("a", "1"), saving("a", "2")], [saving("a", "2"), saving("a", "1")], [1, 0], []),
         ([saving("a", "1"), saving("a", "2")], [saving("a", "drive/1"), saving("a", "drive/2")], [0, 1], []),
-        ([saving("a"), early("a")], [early("a"), saving("b")], [1, None], ["ModelCheckpoint judges b now"]),
+        ([saving("a"), early("a")], [early("a"), saving("b")], [1, None], ["ModelCheckpoint judges b ("]),
     ],
 )
 def test_the_state_of_a_callback_goes_to_the_one_that_judges_the_same(before, after, best, notes):

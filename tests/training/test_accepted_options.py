@@ -135,6 +135,10 @@ class Table:
         ({"data": [object()]}, "--data: give paths or names, not a object"),
         ({"add": Table()}, r"--add: a Table is not read: write it as a list, table\.to_csv"),
         ({"data": "a", "classes": {"x", "y"}}, "classes: a set has no order"),
+        ({"data": "a", "classes": b"ab"}, "classes: give the names in the order"),
+        ({"data": {"a", "b"}}, "--data: give paths or names in a list, not a set"),
+        ({"data": {"a": 1}}, "--data: give paths or names in a list, not a dict"),
+        ({"data": (each for each in ())}, "--data: an empty list names no source"),
     ],
 )
 def test_what_cannot_be_an_argument_says_what_can(given, words):

@@ -200,12 +200,15 @@ def capture(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]
             state = {attribute: getattr(callback, attribute) for attribute in names if hasattr(callback, attribute)}
         else:
             continue
-        facts[name] = {**_pack(state, arrays, name), "about": about(callback)}
+        packed = _pack(state, arrays, name)
+        facts[name] = {**packed, "about": about(callback)} if isinstance(packed, dict) else packed
     return facts, arrays
 
 
 def about(callback: Any) -> dict[str, str]:
-    """Returns what a callback judges and writes: by this one is told from another of its class."""
+    """Returns what a callback of Keras judges and writes: by this one is told from another of its class."""
+    if isinstance(callback, Stateful) or not keras_attributes(callback):
+        return {}  # what the attributes of the user's own class mean is unknown
     found = {name: getattr(callback, name, None) for name in (*JUDGED, *WRITTEN)}
     return {name: os.fspath(value) for name, value in found.items() if isinstance(value, (str, os.PathLike))}
 
@@ -250,18 +253,28 @@ def _paired(callbacks: Sequence[Any], facts: Mapping[str, Any]) -> tuple[list[tu
         for name, callback in list(waiting):
             kind = name.rpartition(".")[0]
             keys = [name] if in_place else [key for key in left if key.rpartition(".")[0] == kind]
-            found = next((key for key in keys if key in left and alike(about(callback), left[key].get("about"))), None)
+            found = next((key for key in keys if key in left and alike(about(callback), _about(left[key]))), None)
             if found is not None:
                 pairs.append((callback, left.pop(found)))
                 waiting.remove((name, callback))
     notes = []
     for name, callback in waiting:
         kind, now = name.rpartition(".")[0], about(callback)
-        others = [packed["about"].get("monitor") for key, packed in left.items() if key.rpartition(".")[0] == kind]
+        others = [
+            (_about(packed) or {}).get("monitor") for key, packed in left.items() if key.rpartition(".")[0] == kind
+        ]
         if others and "monitor" in now:
             before = " and ".join(sorted(set(map(str, others))))
-            notes.append(f"{kind} judges {now['monitor']} now, and the one before {before}: it begins anew")
+            notes.append(
+                f"{kind} judges {now['monitor']} ({now.get('mode')}) now, and the one before {before}: it begins anew"
+            )
     return pairs, notes
+
+
+def _about(packed: Any) -> Mapping[str, str] | None:
+    """Returns what a saved callback was about; None in backups of earlier versions."""
+    found: Mapping[str, str] | None = packed.get("about") if isinstance(packed, Mapping) else None
+    return found
 
 
 def _same(now: Mapping[str, str], before: Mapping[str, str] | None) -> bool:
