@@ -71,7 +71,7 @@ def backend_devices() -> tuple[str, int]:
         shared = keras.distribution.distribution()
         used = 1 if shared is None else int(shared.device_mesh.devices.size)
         return str(jax.local_devices()[0].device_kind), used
-    if tpu.on_strategy():
+    if tpu.on_tpu():
         return "tpu", 1
     import tensorflow as tf
 

@@ -1,7 +1,7 @@
 """Trains on a TPU under TensorFlow, through `tf.distribute.TPUStrategy` on one of its cores.
 
     use_tpu()           # before Keras makes a variable
-    on_strategy()       # True from then on
+    on_tpu()       # True from then on
 
 TensorFlow trains on one device here: on several, each would have its own statistics in BatchNormalization, which is another
 training. JAX uses all cores. This has not run on a TPU: the tests train through the same code on a strategy of one CPU, to
@@ -26,7 +26,7 @@ def use_tpu() -> None:
     """
     import tensorflow as tf
 
-    if on_strategy():
+    if on_tpu():
         return
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=os.environ.get("TPU_NAME", "local"))
@@ -43,7 +43,7 @@ def use_tpu() -> None:
     tf.distribute.experimental_set_strategy(strategy)
 
 
-def on_strategy() -> bool:
+def on_tpu() -> bool:
     """Returns True if TensorFlow trains on a TPU in this thread."""
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is None or not tensorflow.distribute.has_strategy():

@@ -63,7 +63,7 @@ def batch_times() -> BatchTimes | None:
     """
     from tensorflow.python.framework import config
 
-    return None if config.is_op_determinism_enabled() or tpu.on_strategy() else _times()
+    return None if config.is_op_determinism_enabled() or tpu.on_tpu() else _times()
 
 
 @cache

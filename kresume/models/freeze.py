@@ -104,8 +104,8 @@ def set_frozen(model: keras.Model, freezing: Freezing, epochs: int) -> None:
     architecture.freeze_weights(model, apart)
 
 
-def freeze_as_saved(model: keras.Model, state: TrainState) -> None:
-    """Freezes the layers that did not train when a snapshot was taken.
+def freeze_as_saved(model: keras.Model, state: TrainState) -> tuple[str, ...]:
+    """Freezes the layers that did not train when a snapshot was taken; returns their addresses.
 
     A run has one architecture, that of its end. Its best epoch may lie before layers were unfrozen, and has no slots for them.
 
@@ -113,16 +113,16 @@ def freeze_as_saved(model: keras.Model, state: TrainState) -> None:
         model: built from the run's architecture.
         state: a checkpoint; without a record of its weights nothing happens.
     """
-    if frozen := _frozen_then(model, state):
+    frozen = _frozen_then(model, state)
+    if frozen:
         set_frozen(model, Freezing(frozen, None), 0)
+    return frozen
 
 
 @contextmanager
 def frozen_as_saved(model: keras.Model, state: TrainState) -> Iterator[None]:
     """Freezes the layers that did not train when a snapshot was taken, during a block."""
-    frozen = _frozen_then(model, state)
-    if frozen:
-        set_frozen(model, Freezing(frozen, None), 0)
+    frozen = freeze_as_saved(model, state)
     try:
         yield
     finally:
@@ -139,9 +139,8 @@ def _frozen_then(model: keras.Model, state: TrainState) -> tuple[str, ...]:
     places = structure.address_of(model)
     found = []
     for address, (_, layer) in layers_of(model).items():
-        trains = [
-            each for each in layer._trainable_variables if each.trainable
-        ]  # adapted and single frozen weights do not
+        # Weights that are adapted, or frozen by themselves, do not train although their layer does.
+        trains = [each for each in layer._trainable_variables if each.trainable]
         if trains and all(places[id(each)].position in still for each in trains):
             found.append(address)
     return tuple(found)

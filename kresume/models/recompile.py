@@ -16,6 +16,7 @@ import keras
 from kresume.backend import live_state
 from kresume.checkpoints.keras_arrays import DEFAULT_RATES, class_of, unwrapped
 from kresume.errors import CheckpointError, ModelError
+from kresume.models import slots
 from kresume.models.losses import compiled_by_function
 from kresume.models.optimizers import describe, make_optimizer
 from kresume.models.own_code import last_line
@@ -93,8 +94,8 @@ def compile_alike(model: keras.Model, given: keras.Model, own: Mapping[str, Any]
 
 def rate_of(optimizer: Any) -> Any:
     """Returns the rate that an optimizer has now: a number, or a schedule."""
-    rate = live_state.inner(optimizer)._learning_rate
-    return float(live_state.host_array(rate.value)) if isinstance(rate, keras.Variable) else rate
+    rate = slots.rate_variable(optimizer)
+    return live_state.inner(optimizer)._learning_rate if rate is None else float(live_state.host_array(rate.value))
 
 
 def _optimizer(saved: Any, fresh: bool) -> Any:

@@ -294,9 +294,8 @@ def _compile(model: Any, optimizer: Any, to: Adjustment) -> None:
         metrics=[*to.loss.keras_metrics(), *own_metrics(to.metrics, to.loss.head, to.loss.form)],
         auto_scale_loss=False,
         steps_per_execution=to.amount.steps_per_execution,
-        jit_compile=False
-        if tpu.on_strategy()
-        else "auto",  # a TPU compiles the whole step itself, and fails on compiled parts
+        # A TPU compiles the whole step itself, and fails on parts that are compiled already.
+        jit_compile=False if tpu.on_tpu() else "auto",
     )
     if made == _how_it_runs(model) and keras.distribution.distribution() is None:
         # Keep the function that scoring the parent traced: tracing again takes seconds. For several devices it is bound to

@@ -621,7 +621,7 @@ class Own(keras.callbacks.Callback):
 @pytest.mark.one_backend
 @pytest.mark.parametrize("state", [{"n": 7}, [1, 2], 3])
 def test_the_state_of_a_users_callback_goes_by_its_place(state):
-    """What its attributes mean is unknown, and what it returns need not be a mapping."""
+    """It gets the state of the one of its class at its place, whatever both monitor. A list and a number are states, too."""
     facts, arrays = callback_state.capture([Own("a", state)])
     after = Own("b", None)
     assert callback_state.apply([after], json.loads(json.dumps(facts)), arrays) == []

@@ -170,19 +170,14 @@ def _of_same_files(saved: Mapping[str, Any], files: Mapping[str, str]) -> dict[s
     The callbacks of a script may come in another order. A log whose path has changed is one of its class that no other
     callback writes now.
     """
-    left: dict[str, Any] = dict(saved)
-    found: dict[str, Any] = {}
-    tiers: tuple[Callable[[str, str], bool], ...] = (
+    found = callback_state.paired_names(
+        files,
+        saved,
         lambda name, key: bool(saved[key].get("file") == files[name]),
         lambda name, key: name == key,
-        lambda name, key: name.rpartition(".")[0] == key.rpartition(".")[0],
+        lambda name, key: True,
     )
-    for alike in tiers:
-        for name in files:
-            key = next((key for key in left if name not in found and alike(name, key)), None)
-            if key is not None:
-                found[name] = left.pop(key)
-    return found
+    return {name: saved[key] for name, key in found.items()}
 
 
 def _event_files(callback: Any) -> dict[str, int]:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -247,39 +247,58 @@ def apply(callbacks: Sequence[Any], facts: Mapping[str, Any], arrays: Sequence[n
 
 def _paired(callbacks: Sequence[Any], facts: Mapping[str, Any]) -> tuple[list[tuple[Any, Any]], list[str]]:
     """Pairs callbacks with saved states; returns the pairs, and notes on those that judge something else."""
-    left = {name: packed for name, packed in facts.items() if packed is not None}
-    waiting, pairs = list(named(callbacks)), []
-    for alike, in_place in ((_same, True), (_same, False), (_judges_alike, True), (_judges_alike, False)):
-        for name, callback in list(waiting):
-            kind = name.rpartition(".")[0]
-            keys = [name] if in_place else [key for key in left if key.rpartition(".")[0] == kind]
-            found = next((key for key in keys if key in left and alike(about(callback), _about(left[key]))), None)
-            if found is not None:
-                pairs.append((callback, left.pop(found)))
-                waiting.remove((name, callback))
+    live = dict(named(callbacks))
+    abouts = {name: about(callback) for name, callback in live.items()}
+    before = {name: _about(packed) for name, packed in facts.items() if packed is not None}
+    found = paired_names(
+        abouts,
+        before,
+        lambda name, key: name == key and abouts[name] == before[key],
+        lambda name, key: abouts[name] == before[key],
+        lambda name, key: name == key and _judges_alike(abouts[name], before[key]),
+        lambda name, key: _judges_alike(abouts[name], before[key]),
+    )
     notes = []
-    for name, callback in waiting:
-        kind, now = name.rpartition(".")[0], about(callback)
+    for name in (name for name in live if name not in found):
+        kind, now = class_of(name), abouts[name]
         others = [
-            (_about(packed) or {}).get("monitor") for key, packed in left.items() if key.rpartition(".")[0] == kind
+            (before[key] or {}).get("monitor") for key in before.keys() - set(found.values()) if class_of(key) == kind
         ]
         if others and "monitor" in now:
-            before = " and ".join(sorted(set(map(str, others))))
+            judged = " and ".join(sorted(set(map(str, others))))
             notes.append(
-                f"{kind} judges {now['monitor']} ({now.get('mode')}) now, and the one before {before}: it begins anew"
+                f"{kind} judges {now['monitor']} ({now.get('mode')}) now, and the one before {judged}: it begins anew"
             )
-    return pairs, notes
+    return [(live[name], facts[key]) for name, key in found.items()], notes
+
+
+def class_of(name: str) -> str:
+    """Returns the class in a name of `named`."""
+    return name.rpartition(".")[0]
+
+
+def paired_names(now: Iterable[str], before: Iterable[str], *tests: Callable[[str, str], bool]) -> dict[str, str]:
+    """Pairs names of `named` with those of another process, each with one of its class.
+
+    Args:
+        now: the names in this process.
+        before: the names in the other one.
+        tests: called with a name and a name from before. Those that meet an earlier test are paired first.
+    """
+    left, found = list(before), dict[str, str]()
+    for holds in tests:
+        for name in now:
+            alike = (key for key in left if class_of(key) == class_of(name) and holds(name, key))
+            if name not in found and (key := next(alike, None)) is not None:
+                found[name] = key
+                left.remove(key)
+    return found
 
 
 def _about(packed: Any) -> Mapping[str, str] | None:
     """Returns what a saved callback was about; None in backups of earlier versions."""
     found: Mapping[str, str] | None = packed.get("about") if isinstance(packed, Mapping) else None
     return found
-
-
-def _same(now: Mapping[str, str], before: Mapping[str, str] | None) -> bool:
-    """Returns True if one callback judges and writes what the other does."""
-    return now == before
 
 
 def _judges_alike(now: Mapping[str, str], before: Mapping[str, str] | None) -> bool:

@@ -98,9 +98,7 @@ def build_from_spec(model: keras.Model, spec: Any | None) -> None:
     if spec is not None:
         batch = keras.tree.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, leaf.dtype.name), spec)
         model._symbolic_build(data_batch=batch)
-    elif (
-        model.optimizer is not None and not model.optimizer.built
-    ):  # a GAN is compiled without one, and has two of its own
+    elif model.optimizer is not None and not model.optimizer.built:  # a GAN may have two of its own, and none here
         model.optimizer.build(model.trainable_variables)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.run import named
@@ -34,9 +33,6 @@ from kresume.tasks.table import class_count
 from kresume.training.plan.growth import ways_on
 from kresume.training.plan.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
