@@ -16,7 +16,7 @@ The class below handles events in the order of `fit`. Other modules do the work:
 - `callback_state`, `callback_logs`: handle the other callbacks and their log files.
 - `fit_call`: finds the running `fit` and its data.
 - `fit_of_script`: tells the fits of one script apart that share a folder.
-- `backup_arguments`: checks the arguments.
+- `backup_arguments`: checks the arguments and the model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kresume import crash
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.backup_folder import BEFORE, METADATA, WEIGHTS
 from kresume.drop_in import backup_files, backup_keras, backup_restore, backup_save, fit_call, fit_of_script
-from kresume.drop_in.backup_arguments import check_arguments
+from kresume.drop_in.backup_arguments import check_arguments, check_model
 from kresume.drop_in.backup_place import Place
 from kresume.drop_in.stream import Stream, stream_of
 from kresume.lock import NAME as LOCK
@@ -137,6 +137,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
 
     def set_model(self, model: Any) -> None:
         """Moves this callback to the end of the list: a backup must hold the others' latest state."""
+        check_model(model)
         super().set_model(model)
         self._call = None
         self._look_at_fit()

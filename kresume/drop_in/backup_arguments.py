@@ -1,8 +1,10 @@
-"""Checks the arguments of `kresume.BackupAndRestore`."""
+"""Checks the arguments of `kresume.BackupAndRestore`, and the model that is trained with it."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import keras
 
 from kresume.errors import UsageError
 
@@ -27,3 +29,18 @@ def check_arguments(backup_dir: Any, save_freq: Any, data: Any, strict: bool | N
         )
     if on_new_data not in {"next-epoch", "error"}:
         raise UsageError(f"on_new_data={on_new_data!r}: give 'next-epoch' or 'error'")
+
+
+def check_model(model: Any) -> None:
+    """Raises if a model is not of Keras 3; `tf_keras` takes its callbacks as they are.
+
+    Raises:
+        UsageError: the message names the library.
+    """
+    if not isinstance(model, keras.Model):
+        library = type(model).__module__.partition(".")[0]
+        raise UsageError(
+            f"kresume.BackupAndRestore continues models of Keras 3, and this fit is that of {library} (a model of class "
+            f"{type(model).__name__}): give {library}'s own BackupAndRestore. A file that its model was saved to is continued "
+            f"by `kresume train --from FILE`"
+        )

@@ -83,8 +83,10 @@ def folder_of(base: Path, fit: Fit) -> tuple[Path, str]:
     """
     left = {folder: record for folder in (base, *sorted((base / FITS).glob("*/"))) if (record := _whose(folder))}
     for folder, other in left.items():
-        if isinstance(other, str) or fit.wrote(other):
-            return folder, "" if isinstance(other, str) else fit.doubt(other, str(folder))
+        if isinstance(other, str):
+            return folder, _damaged(folder, fit)
+        if fit.wrote(other):
+            return folder, fit.doubt(other, str(folder))
     if base not in left:
         return base, ""
     other, folder = left[base], base / FITS / fit.name
@@ -107,6 +109,16 @@ def _whose(folder: Path) -> Fit | str:
     if "fit" in record and record["returned"] is None:
         return Fit.from_dict(record["fit"])
     return "unknown" if record or (folder / WEIGHTS).is_file() or snapshot.list_snapshots(folder) else ""
+
+
+def _damaged(folder: Path, fit: Fit) -> str:
+    """Returns a line for the user if a damaged file hides which fit a backup is of; else an empty string."""
+    if read_fit(folder) or not (folder / FIT).is_file():
+        return ""
+    return (
+        f"{folder / FIT}: is damaged, so which fit of this script was interrupted is unknown: its backup is taken for that of "
+        f"{fit.describe()}. If it is of another one, stop, and run that one alone"
+    )
 
 
 def open_logs(

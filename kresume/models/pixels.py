@@ -7,27 +7,37 @@ If the layers do not show it, `kresume.evaluation.probe` finds it by scoring the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 
-from kresume.values.first_layers import SCALES, SHIFTS, constant_of, pixels_of
+from kresume.values.first_layers import SCALES, SHIFTS, Layer, chained, constant_of, pixels_of
 
 
-def _layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the class of each layer and operation, and its number.
+def _layers(model: Any) -> tuple[Layer, ...]:
+    """Returns the layers and the operations of a model.
 
-    A class of the user's own counts as the class of Keras below it.
+    A class of the user's own counts as the class of Keras below it. Of a model that is no graph, each layer counts as
+    computing from the one before.
     """
-    for layer in getattr(model, "operations", None) or model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _layers(layer)
-        elif isinstance(layer, keras.Layer) or type(layer).__name__ in SCALES | SHIFTS:
-            own = type(layer).__name__
-            above = (kind.__name__ for kind in type(layer).__mro__ if kind.__module__.startswith("keras."))
-            number = getattr(layer, "scale", None) if isinstance(layer, keras.Layer) else _number(layer)
-            yield own if own.startswith("Random") else next(above, own), number
+    operations = getattr(model, "operations", None)
+    found = tuple(_layer(operation) for operation in operations or model.layers)
+    return found if operations and not isinstance(model, keras.Sequential) else chained(found)
+
+
+def _layer(operation: Any) -> Layer:
+    sources = frozenset(
+        tensor._keras_history.operation.name for node in operation._inbound_nodes for tensor in node.input_tensors
+    )
+    if isinstance(operation, keras.Model):
+        return Layer(operation.name, type(operation).__name__, None, sources, _layers(operation))
+    own = type(operation).__name__
+    if not isinstance(operation, keras.Layer):
+        kind = own if own in SCALES | SHIFTS else "Identity"
+        return Layer(operation.name, kind, _number(operation), sources)
+    above = (kind.__name__ for kind in type(operation).__mro__ if kind.__module__.startswith("keras."))
+    kind = own if own.startswith("Random") else next(above, own)
+    return Layer(operation.name, kind, getattr(operation, "scale", None), sources)
 
 
 def _number(operation: Any) -> Any:

@@ -36,12 +36,19 @@ def name_of(value: Any) -> str:
     """Returns the name of a model and keeps the model under it, as long as the caller holds it.
 
     Raises:
-        UsageError: it is no model, or Keras cannot record its architecture.
+        UsageError: it is no model of Keras 3, or Keras cannot record its architecture.
     """
     if isinstance(value, type) or not (hasattr(value, "to_json") and hasattr(value, "get_weights")):
         raise UsageError(
             f"{option('model', type(value).__name__)}: give a keras.Model, or the name of what builds one: 'file.py:function' "
             "for example"
+        )
+    libraries = [kind.__module__.partition(".")[0] for kind in type(value).__mro__]
+    if "keras" not in libraries:
+        library = next((each for each in libraries if "keras" in each), libraries[0])
+        raise UsageError(
+            f"{option('model', type(value).__name__)}: is a model of {library}, expected one of Keras 3: save it with "
+            "model.save('model.h5'), and give from_='model.h5'"
         )
     try:
         config = json.loads(value.to_json())

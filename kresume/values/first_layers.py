@@ -1,18 +1,22 @@
 """Tells from a model's first layers which pixels it expects.
 
-pixels_of([("InputLayer", None), ("Rescaling", 1 / 255)])     # "0-255"
-pixels_of(of_architecture(state.architecture))                # without building the model
+pixels_of(of_architecture(state.architecture))                    # without building the model
+pixels_of(chained([Layer("a", "Rescaling", 1 / 255)]))            # "0-255"
+
+Only the first layer behind the images says something, on every branch: in a network with a path that does not rescale, another
+path's factor is part of what it learned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 LARGEST_SCALE = 0.1
 """Largest factor by which a model that expects bytes multiplies them; a larger one is meant for values around 1."""
 SMALLEST_SHIFT = 10.0
-"""Smallest number that only a model that expects bytes adds or subtracts, such as the means of ImageNet."""
+"""Smallest number that only a model that expects bytes subtracts, such as the means of ImageNet."""
 SCALES, SHIFTS = frozenset({"Rescaling", "Multiply", "TrueDivide", "Divide"}), frozenset({"Add", "Subtract"})
 """Layers and operations with a number (`preprocess_input` in a functional model); those that merge two inputs have none."""
 PASSED = frozenset(
@@ -28,55 +32,122 @@ OPERATIONS = ("keras.src.ops", "keras.ops")
 KERAS_TENSOR = "__keras_tensor__"
 
 
-def pixels_of(layers: Iterable[tuple[str, Any]]) -> str | None:
+@dataclass(frozen=True)
+class Layer:
+    """A layer or an operation of a model.
+
+    Attributes:
+        name: in the model.
+        kind: its class.
+        number: `scale`, or what it divides by, say; None without one.
+        sources: the names of those from which it computes; empty reads the images.
+        inside: the layers of an inner model.
+    """
+
+    name: str
+    kind: str
+    number: Any = None
+    sources: frozenset[str] = frozenset()
+    inside: tuple[Layer, ...] = ()
+
+
+def chained(layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """Returns layers such that each computes from the one before."""
+    found: list[Layer] = []
+    for layer in layers:
+        above = frozenset({found[-1].name}) if found else frozenset[str]()
+        found.append(Layer(layer.name, layer.kind, layer.number, above, layer.inside))
+    return tuple(found)
+
+
+def pixels_of(layers: Iterable[Layer]) -> str | None:
     """Returns `"0-255"` if the first layers rescale or normalise, else None.
 
     Args:
-        layers: the class of each layer or operation and its number (`scale`, or what it divides by, say), None without one,
-            in the order of the model.
+        layers: each behind its sources. Every path from the images must begin so.
     """
-    for name, number in layers:
-        if name == "Normalization":
-            return "0-255"
-        if name in SCALES | SHIFTS:
-            size = _size(number)
-            if name in SHIFTS:
-                return "0-255" if size >= SMALLEST_SHIFT else None
-            if name in {"TrueDivide", "Divide"}:
-                return "0-255" if size >= 1 / LARGEST_SCALE else None
-            return "0-255" if 0 < size <= LARGEST_SCALE else None
-        if name not in PASSED and not name.startswith("Random"):
-            return None
-    return None
+    said, _ = _said(layers)
+    return "0-255" if said == {True} else None
 
 
-def _size(number: Any) -> float:
-    """Returns the largest magnitude of a number or of an array; 0 where there is none."""
+def _said(layers: Iterable[Layer]) -> tuple[set[bool], bool]:
+    """Returns what the first layers of each path say, and True if the images reach the last layer as they are.
+
+    A layer says True if it expects bytes.
+    """
+    reached, said, through = set[str](), set[bool](), False
+    for layer in layers:
+        through = not layer.sources or bool(reached & layer.sources)
+        if not through:
+            continue
+        if layer.inside:
+            inner, through = _said(layer.inside)
+            said |= inner
+        elif layer.kind not in PASSED and not layer.kind.startswith("Random"):
+            said.add(_expects_bytes(layer))
+            through = False
+        if through:
+            reached.add(layer.name)
+    return said, through
+
+
+def _expects_bytes(layer: Layer) -> bool:
+    """Returns True if only values of 0 to 255 make sense before a layer."""
+    if layer.kind in SHIFTS:
+        return _largest(layer.number, -1.0 if layer.kind == "Add" else 1.0) >= SMALLEST_SHIFT
+    size = max(_largest(layer.number, 1.0), _largest(layer.number, -1.0))
+    if layer.kind in {"TrueDivide", "Divide"}:
+        return size >= 1 / LARGEST_SCALE
+    return layer.kind == "Normalization" or (layer.kind in SCALES and 0 < size <= LARGEST_SCALE)
+
+
+def _largest(number: Any, sign: float) -> float:
+    """Returns the largest of a number or an array times a sign, at least 0; 0 where there is none."""
     import numpy as np
 
     try:
-        return float(np.max(np.abs(np.asarray(number, np.float64)), initial=0.0))
+        return float(np.max(np.asarray(number, np.float64) * sign, initial=0.0))
     except (TypeError, ValueError, OverflowError):  # of a damaged file
         return 0.0
 
 
-def of_architecture(architecture: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the class and the number of each layer of a serialized model, inner models unfolded.
-
-    Yields nothing behind a part that does not have the expected form.
-    """
+def of_architecture(architecture: Any) -> tuple[Layer, ...]:
+    """Returns the layers of a serialized model, down to a part that does not have the expected form."""
     config = architecture.get("config") if isinstance(architecture, Mapping) else None
     layers = config.get("layers") if isinstance(config, Mapping) else None
-    for layer in layers if isinstance(layers, list) else ():
+    found = tuple(_serialized(layers if isinstance(layers, list) else ()))
+    graph = isinstance(config, Mapping) and "input_layers" in config
+    return found if graph else chained(found)
+
+
+def _serialized(layers: Iterable[Any]) -> Iterator[Layer]:
+    for index, layer in enumerate(layers):
         inside = layer.get("config") if isinstance(layer, Mapping) else None
         if not isinstance(inside, Mapping):
             return
-        if isinstance(inside.get("layers"), list):
-            yield from of_architecture(layer)
+        kind = str(layer.get("class_name")).rpartition(">")[2]
+        if kind not in SCALES | SHIFTS and str(layer.get("module")).startswith(OPERATIONS):
+            kind = "Identity"
+        name = str(layer.get("name") or inside.get("name") or index)
+        sources = frozenset(_sources(layer.get("inbound_nodes")))
+        yield Layer(name, kind, inside.get("scale", _constant(layer)), sources, of_architecture(layer))
+
+
+def _sources(value: Any) -> Iterator[str]:
+    """Yields the names of the layers whose outputs a serialized call takes: of Keras 3, or of Keras 2."""
+    if isinstance(value, Mapping):
+        history = value.get("keras_history")
+        if isinstance(history, list | tuple) and history:
+            yield str(history[0])
         else:
-            name = str(layer.get("class_name")).rpartition(">")[2]
-            if name in SCALES | SHIFTS or not str(layer.get("module")).startswith(OPERATIONS):
-                yield name, inside.get("scale", _constant(layer))
+            for item in value.values():
+                yield from _sources(item)
+    elif isinstance(value, list | tuple):
+        if len(value) >= 3 and isinstance(value[0], str) and all(isinstance(number, int) for number in value[1:3]):
+            yield value[0]
+        else:
+            for item in value:
+                yield from _sources(item)
 
 
 def constant_of(arguments: Iterable[Any], is_tensor: Callable[[Any], bool]) -> Any:

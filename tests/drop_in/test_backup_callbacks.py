@@ -573,8 +573,8 @@ def test_other_classes_are_refused_and_a_new_one_goes_to_the_end(tmp_path):
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"fit": 3}', '{"fit": {"lines": []}, "returned": null}'])
-def test_a_damaged_record_of_the_fit_is_as_none(tmp_path, damage):
-    """The backup beside it is intact, and verified by itself."""
+def test_a_damaged_record_of_the_fit_is_as_none_and_told(tmp_path, damage, capsys):
+    """The backup beside it is intact, and verified by itself. Which fit of a script wrote it is no longer known."""
     x, y = np.ones((4, 2), "float32"), np.ones((4, 1))
 
     def train(epochs):
@@ -585,7 +585,11 @@ def test_a_damaged_record_of_the_fit_is_as_none(tmp_path, damage):
 
     assert train(1) == [0]
     (tmp_path / "b" / "fit.json").write_text(damage)
+    assert "is damaged" not in capsys.readouterr().err
     assert train(3) == [0, 1, 2]
+    assert "fit.json: is damaged, so which fit of this script was interrupted is unknown" in capsys.readouterr().err
+    assert train(4) == [0, 1, 2, 3]
+    assert "is damaged" not in capsys.readouterr().err
 
 
 @pytest.mark.one_backend(trains=True)

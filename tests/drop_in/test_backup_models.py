@@ -347,6 +347,19 @@ def test_a_schedule_without_a_config_trains_and_continues(tmp_path):
     assert_same_bytes(expected, arrays_of(train(make, tmp_path / "killed")[0]))
 
 
+def test_a_model_of_another_keras_is_refused_by_name(tmp_path):
+    """`tf_keras` takes the callback, and failed on a method that its own callbacks have."""
+    tf_keras = pytest.importorskip("tf_keras")
+    model = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(
+        UsageError, match=r"this fit is that of tf_keras \(a model of class Sequential\): give tf_keras's own"
+    ):
+        model.fit(IMAGES[:, :4], IMAGES[:, :1], verbose=0, callbacks=[kresume.BackupAndRestore(tmp_path / "b")])
+    with pytest.raises(UsageError, match=r"is a model of tf_keras, expected one of Keras 3: save it"):
+        kresume.resume(model=model, data=tmp_path, out=tmp_path / "run")
+
+
 @pytest.mark.parametrize("ours", ["image_dataset", "resumable"])
 def test_shuffled_validation_data_of_kresume_go_on_in_their_order(tmp_path, pictures, ours):
     """They begin each validation where the last one ended, so a continued training validates on the same batches."""

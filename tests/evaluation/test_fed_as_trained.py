@@ -19,7 +19,7 @@ from kresume.models.pixels import read_convention
 from kresume.options.resolve import from_arguments
 from kresume.reporter import Reporter
 from kresume.training.preview import make_plan
-from kresume.values.first_layers import of_architecture, pixels_of
+from kresume.values.first_layers import Layer, of_architecture, pixels_of
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import run_training
 
@@ -281,11 +281,16 @@ def test_what_the_first_layers_say_is_read_without_images():
         assert pixels_of(of_architecture(keras.saving.serialize_keras_object(model))) == pixels
     assert read_convention(keras.Sequential([keras.Input((SIDE, SIDE, 3)), Own(1 / 255)])) == "0-255"
     for scale in ("wide", None, [None], {"a": 1}, 10**400, []):
-        assert all(pixels_of([(name, scale)]) is None for name in ("Rescaling", "Multiply", "Add"))
+        assert all(pixels_of([Layer("front", name, scale)]) is None for name in ("Rescaling", "Multiply", "Add"))
     node = {"inbound_nodes": [{"args": 3}], "class_name": "Add", "config": {}}
     for layers in (3, [3, {"config": None}], [node], [{**node, "inbound_nodes": [3]}], [{**node, "inbound_nodes": 3}]):
         assert pixels_of(of_architecture({"config": {"layers": layers}})) is None
     assert pixels_of(of_architecture(None)) is pixels_of(of_architecture(3)) is None
+
+
+def _in_a_model(front):
+    inputs = keras.Input((SIDE, SIDE, 3))
+    return keras.Model(inputs, front(inputs))
 
 
 @pytest.mark.one_backend(trains=True)
@@ -300,6 +305,13 @@ def test_what_the_first_layers_say_is_read_without_images():
         (lambda x: (x - 127.5) / 127.5, "0-255"),
         (lambda x: keras.ops.multiply(x, np.full(3, 1 / 255, "float32")), "0-255"),
         (lambda x: x - 0.5, None),
+        (lambda x: (x + 128) / 255, None),
+        (lambda x: keras.layers.Concatenate()([x, x * 0.1]), None),
+        (lambda x: keras.layers.Concatenate()([x / 255, keras.layers.Rescaling(1 / 127.5, -1)(x)]), "0-255"),
+        (lambda x: keras.layers.Concatenate()([_in_a_model(lambda y: y / 255)(x), x]), None),
+        (_in_a_model(lambda y: y / 255), "0-255"),
+        (lambda x: _in_a_model(keras.layers.RandomRotation(0.1))(x) / 255, "0-255"),
+        (lambda x: _in_a_model(keras.layers.Conv2D(3, 1))(x) / 255, None),
         (lambda x: x * 2, None),
         (lambda x: x / 4, None),
         (lambda x: 255 / x, None),

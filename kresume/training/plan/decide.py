@@ -133,7 +133,7 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
 
     _check_code(config, live, size or default_image_size(), reporter)
     check_metrics(config.metric or ())
-    source_name = config.from_ if parent is not None and parent.state.architecture else f"--model {config.model}"
+    source_name = config.from_ if parent is not None and parent.state.architecture else option("model", config.model)
     extends = card is not None and len(classes) > len(card.classes)
     if not config.new_head:
         check_outputs(classes, classes_reason, output_count(live.model), str(source_name), extends=extends)
