@@ -71,7 +71,7 @@ def pixels_of(layers: Iterable[Layer]) -> str | None:
 
 
 def _said(layers: Iterable[Layer]) -> tuple[set[bool], bool]:
-    """Returns what the first layers of each path say, and True if the images reach the last layer as they are.
+    """Returns what the first layers of each path say, and True if the images reach the last one.
 
     A layer says True if it expects bytes.
     """

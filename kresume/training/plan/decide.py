@@ -28,6 +28,7 @@ from kresume.options.settings import DEFAULTS, NEW_CLASSES_BALANCE, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.reports.sinks.mlflow import check_installed
+from kresume.spelling import option
 from kresume.training.plan.amount import count_updates, decide_amount
 from kresume.training.plan.averaging import check_average
 from kresume.training.plan.before import score_parent
