@@ -4,7 +4,7 @@
     training.model.optimizer.iterations
 
 The weights of a run are those of its result (the averages, with EMA), as in its own `model.keras`. A bare checkpoint is
-converted bit for bit; its averages stay among the optimizer's variables.
+converted bit for bit; its averages stay among the optimizer's variables. Adapters (LoRA) become part of their weights.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from kresume.evaluation.served import Prediction
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
 from kresume.models import (
+    adapters,
     architecture,
     optimizers,
     own_counts,
@@ -72,7 +73,7 @@ def revive(loaded: Loaded, job: Job) -> Training:
     saved_optimizer.check_can_keep(state, asked or "adamw")
     if state.optimizer is None:
         restore.restore(model, state, optimizer=None)
-        return Training(model, _facts(loaded, model, None, "no optimizer state in the checkpoint"))
+        return _merged(loaded, None, "no optimizer state in the checkpoint")
     own = saved_optimizer.describe_compiled(loaded.own_optimizer, model)
     saved, assumed = saved_optimizer.name_optimizer(state, model, asked, own)
     saved = weight_decay.as_compiled(saved, own)
@@ -101,7 +102,7 @@ def revive(loaded: Loaded, job: Job) -> Training:
     _compile(loaded, optimizer)
     kept = bool((saved.config or {}).get("use_ema"))
     words = "averages" if averaged else "raw; the averages are among the optimizer's variables" if kept else ""
-    return Training(model, _facts(loaded, model, optimizer, "; ".join(filter(None, [words, assumed]))))
+    return _merged(loaded, optimizer, words, assumed)
 
 
 def _begun_anew(loaded: Loaded, name: str) -> Training:
@@ -110,7 +111,7 @@ def _begun_anew(loaded: Loaded, name: str) -> Training:
     stored, words = state.optimizer, ""
     if loaded.run is None and stored is not None and (stored.config or {}).get("use_ema"):
         restore.restore(model, state, optimizer=None)
-        words = "raw; the averages went with the old optimizer; "
+        words = "raw; the averages went with the old optimizer"
     rate = state.rate.value if state.rate is not None else None
     if rate is None or not optimizers.comparable_rates(stored.class_name if stored is not None else None, name):
         rate = getattr(keras.optimizers, name)().get_config()["learning_rate"]
@@ -118,7 +119,7 @@ def _begun_anew(loaded: Loaded, name: str) -> Training:
     optimizer = optimizers.make_optimizer(saved, rate)
     optimizer.build(model.trainable_variables)
     _compile(loaded, optimizer)
-    return Training(model, _facts(loaded, model, optimizer, f"{words}{name} begins fresh at the rate {rate:g}"))
+    return _merged(loaded, optimizer, words, f"{name} begins fresh at the rate {rate:g}")
 
 
 def _compile(loaded: Loaded, optimizer: Any) -> None:
@@ -147,18 +148,21 @@ def _made_at_once(optimizer: Any, model: Any) -> Any:
     return made
 
 
-def _facts(loaded: Loaded, model: Any, optimizer: Any, words: str) -> dict[str, Any]:
-    return {
+def _merged(loaded: Loaded, optimizer: Any, *words: str) -> Training:
+    """Makes adapters part of their weights, and describes what is written."""
+    said = [each for each in (adapters.merge(loaded.model), *words) if each]
+    facts = {
         "step": loaded.state.step,
         "optimizer": type(optimizer).__name__ if optimizer is not None else None,
-        "weights": words or "as in the checkpoint",
+        "weights": "; ".join(said) or "as in the checkpoint",
         "outputs": loaded.loss.head.kind,
         "code": list(loaded.subject.imports),
         "digests": {
-            "weights": digest(model.variables),
+            "weights": digest(loaded.model.variables),
             "optimizer": digest(optimizer.variables) if optimizer is not None else None,
         },
     }
+    return Training(loaded.model, facts)
 
 
 def digest(variables: Iterable[Any]) -> str:

@@ -4,6 +4,7 @@
     state, note = completed(model, named, state)
     matched = begin_fresh(model, optimizer, matched)
     start(model, matched.fresh)
+    merge(model)                       # as Keras's files hold them
 
 Such a layer keeps its kernel frozen and trains the product of two small weights beside it. Keras's saving library writes
 the sum of both as the kernel, and no adapter. So one that is loaded starts anew: its product is zero, and its slots are
@@ -116,6 +117,23 @@ def begin_fresh(model: Any, optimizer: Any | None, matched: Matched) -> Matched:
     given = {name for key, name in matched.names.items() if key in fresh}
     kept = {key: name for key, name in matched.names.items() if key not in fresh}
     return replace(matched, names=kept, fresh=frozenset(fresh), replaced=frozenset(given))
+
+
+def merge(model: Any) -> str:
+    """Adds each adapter's product to its weight, and sets its factors to zero.
+
+    Plain Keras reads a file that it has saved in the same way. Weights of whole numbers (quantized) stay as they are.
+
+    Returns:
+        A line for the user; empty if the model has no adapters.
+    """
+    layers = [layer for layer in adapted(model) if "int" not in str(base(layer).dtype)]
+    for layer in layers:
+        whole = layer.embeddings if hasattr(layer, "_embeddings") else layer.kernel
+        base(layer).assign(whole)
+        for factor in factors(layer):
+            factor.assign(np.zeros(tuple(factor.shape), "float32"))
+    return f"the LoRA of {len(layers):,} layer{'s' * (len(layers) > 1)} is part of the weights" if layers else ""
 
 
 def start(model: Any, fresh: Set[int]) -> None:

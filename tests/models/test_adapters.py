@@ -1,9 +1,13 @@
 """Tests adapters (LoRA) and weights that are frozen by themselves: restored, continued, left frozen."""
 
+import json
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
+import kresume
 from kresume.checkpoints.read import read_checkpoint
 from kresume.models import adapters, build, optimizers, restore, slots
 from kresume.models.architecture import serialize
@@ -113,6 +117,35 @@ def test_a_file_of_keras_is_restored_and_its_adapters_train(tmp_path):
     assert all(one.tobytes() != other.tobytes() for one, other in zip(first, now, strict=True))
     for before, layer in zip(bases, adapters.adapted(model), strict=True):
         assert value(adapters.base(layer)).tobytes() == before.tobytes()
+
+
+@pytest.mark.one_backend(trains=True)
+def test_the_training_formats_hold_adapters_as_part_of_their_weights(tmp_path, pictures):
+    """Plain Keras adds the product to the kernel when it saves; an export's check refused what it read back."""
+    (tmp_path / "own.py").write_text(OWN)
+    options = {**TINY, "model": f"{tmp_path / 'own.py'}:adapted", "epochs": 2, "lr": 0.1}
+    run = Path(run_training(data=[str(pictures / "old")], out=str(tmp_path / "run"), **options).run)
+    arrays = read_checkpoint(run).arrays
+    first, second = arrays["trainable/4"], arrays["trainable/5"]
+    assert first.any()
+    assert second.any()
+    kernel = frozen_kernel(arrays) + 7 / 2 * first @ second
+    inputs = np.random.default_rng(0).uniform(0, 255, (8, 10, 10, 3)).astype("float32")
+    answers = keras.saving.load_model(run / "model.keras").predict(inputs, verbose=0)
+    for name in ("keras", "weights-h5", "tf-checkpoint"):
+        kresume.export(run, tmp_path / name, format=name)
+        facts = json.loads((tmp_path / name / "export.json").read_text())
+        assert "the LoRA of 2 layers is part of the weights" in json.dumps(facts)
+        back = read_checkpoint(tmp_path / name / facts.get("file", "")).arrays
+        np.testing.assert_allclose(frozen_kernel(back), kernel, atol=1e-6)
+    model = keras.saving.load_model(tmp_path / "keras" / "model.keras")
+    np.testing.assert_allclose(model.predict(inputs, verbose=0), answers, atol=1e-6)
+    np.testing.assert_allclose(value(model.get_layer("inner")._kernel), kernel, atol=1e-6)
+
+
+def frozen_kernel(arrays):
+    """Returns the kernel of the layer `inner`."""
+    return next(array for array in arrays.values() if array.shape == (4, 6))
 
 
 @pytest.mark.one_backend(trains=True)
