@@ -137,6 +137,7 @@ def build_wider(
     *,
     softmax: bool,
     again: Callable[[int], keras.Model] | None,
+    replaces: bool = False,
 ) -> tuple[keras.Model, HeadLayer]:
     """Builds the same architecture with more outputs and initial weights.
 
@@ -144,8 +145,9 @@ def build_wider(
         model: the model.
         head: its head.
         outputs: the number of outputs of the new one.
-        softmax: replace a sigmoid behind the head by a softmax.
+        softmax: True if the model has one output, a probability, which becomes a softmax.
         again: builds the model of the user's function with a number of classes; None if there is no function.
+        replaces: True if the head begins anew.
 
     Returns:
         `(wider model, its head)`.
@@ -154,7 +156,7 @@ def build_wider(
         ModelError: it cannot be built; the message says which part has a fixed size, and what to give.
     """
     if head.in_graph:
-        with _edited(head, outputs, softmax):
+        with _edited(head, outputs, softmax, replaces):
             config = keras.saving.serialize_keras_object(model)
         wider = _rebuilt(model, config)
         _check(model, wider, head, outputs)
@@ -171,7 +173,7 @@ def build_wider(
 
 
 @contextmanager
-def _edited(head: HeadLayer, outputs: int, softmax: bool) -> Iterator[None]:
+def _edited(head: HeadLayer, outputs: int, softmax: bool, replaces: bool) -> Iterator[None]:
     """Gives the head and what follows it the new size while the configuration is read."""
     layer, before = head.layer, _width(head.layer)
     size = "units" if isinstance(layer, keras.layers.Dense) else "filters"
@@ -180,8 +182,8 @@ def _edited(head: HeadLayer, outputs: int, softmax: bool) -> Iterator[None]:
         shape = getattr(operation, "target_shape", None)
         if type(operation) is keras.layers.Reshape and shape is not None and before in shape:
             changes.append((operation, "target_shape", tuple(outputs if each == before else each for each in shape)))
-    if softmax:
-        changes += _softmax_for_sigmoid((layer, *head.after))
+    if before == 1 and (softmax or replaces or _bent((layer, *head.after))):
+        changes += _softmax_for_one((layer, *head.after), replaces=replaces)
     kept = [(each, name, getattr(each, name)) for each, name, _ in changes]
     try:
         for each, name, value in changes:
@@ -192,23 +194,45 @@ def _edited(head: HeadLayer, outputs: int, softmax: bool) -> Iterator[None]:
             setattr(each, name, value)
 
 
-def _softmax_for_sigmoid(operations: Sequence[Any]) -> list[tuple[Any, str, Any]]:
-    """Returns the `(object, attribute, value)` that write each sigmoid as a softmax.
+def _bent(operations: Sequence[Any]) -> list[Any]:
+    """Returns the operations that an activation other than the identity makes part of the answer."""
+    known = (keras.src.ops.nn.Sigmoid, keras.src.ops.nn.HardSigmoid, keras.src.ops.numpy.Tanh)
+    return [
+        each
+        for each in operations
+        if getattr(each, "activation", None) not in {None, keras.activations.linear} or type(each) in known
+    ]
+
+
+def _softmax_for_one(operations: Sequence[Any], *, replaces: bool) -> list[tuple[Any, str, Any]]:
+    """Returns the `(object, attribute, value)` that write what bends a single output as a softmax.
+
+    Args:
+        operations: the head and what follows it.
+        replaces: True for a new head, whose answers need not be those of the old one.
 
     Raises:
-        ModelError: no operation is a plain sigmoid.
+        ModelError: the outputs of a head that grows would not answer as the single one did.
     """
-    layers = [each for each in operations if getattr(each, "activation", None) is keras.activations.sigmoid]
-    # `keras.ops.sigmoid(tensor)`: an operation has no settings, its class is all that is written.
-    operations = [each for each in operations if type(each) is keras.src.ops.nn.Sigmoid]
-    if not layers and not operations:
+    bent = _bent(operations)
+    sigmoid = {keras.activations.sigmoid, keras.src.ops.nn.Sigmoid}
+    kept = [each for each in bent if not {getattr(each, "activation", None), type(each)} & sigmoid]
+    if not replaces and (kept or not bent):
+        named = (
+            getattr(getattr(kept[0], "activation", None), "__name__", type(kept[0]).__name__).lower() if kept else ""
+        )
+        said = f"is given by {named}" if named else "is compared by its loss with 0 and 1 as it is"
         raise ModelError(
-            "what gives the model's one output is no sigmoid that Keras writes into a configuration, so it cannot become a "
-            f"softmax: build the model with an Activation layer, and give it as {option('model', 'FILE.py:FUNCTION')}"
+            f"the model's one output {said}: only a sigmoid or a logit becomes outputs for more classes with the same answers. "
+            f"Begin a new head with {option('new-head', True)} and images of all classes as {option('data')}, or build the "
+            f"model with an output per class and give it as {option('model', 'FILE.py:FUNCTION')}"
         )
     return [
-        *((each, "activation", keras.activations.softmax) for each in layers),
-        *((each, "__class__", keras.src.ops.nn.Softmax) for each in operations),
+        # `keras.ops.sigmoid(tensor)`: an operation has no settings, its class is all that is written.
+        (each, "activation", keras.activations.softmax)
+        if hasattr(each, "activation")
+        else (each, "__class__", keras.src.ops.nn.Softmax)
+        for each in bent or operations[:1]
     ]
 
 

@@ -23,7 +23,16 @@ import keras
 from kresume.errors import ModelError, UsageError
 from kresume.models.outputs import Outputs, output_count, read_outputs
 from kresume.models.own_code import OwnCode
-from kresume.models.saved_loss import find_form, find_loss, live_entry, make_loss, name_of, of_keras, snake
+from kresume.models.saved_loss import (
+    aims_at_0_and_1,
+    find_form,
+    find_loss,
+    live_entry,
+    make_loss,
+    name_of,
+    of_keras,
+    snake,
+)
 from kresume.models.shapes import input_shape_of
 from kresume.spelling import option
 from kresume.tasks.table import LOSSES, class_count, form_of, head_of, task_of_loss, task_of_outputs
@@ -252,7 +261,9 @@ def _as_saved(entry: Any, reason: str, model: keras.Model, count: int, outputs: 
         return _own(entry, reason, model, count, outputs, code)
     cls, settings = found
     kind, note = snake(cls), ""
-    _check_count(kind, count, reason)
+    one_hot = kind == "binary_crossentropy" and count > 1 and outputs.exclusive
+    if not one_hot:
+        _check_count(kind, count, reason)
     from_logits = outputs.are == "logits"
     if "from_logits" in inspect.signature(cls.__init__).parameters:
         said = bool(settings.get("from_logits", False))
@@ -263,17 +274,37 @@ def _as_saved(entry: Any, reason: str, model: keras.Model, count: int, outputs: 
                 f"from_logits={not said} is used"
             )
         settings = {**settings, "from_logits": from_logits}
+    else:
+        from_logits, note = _meant(cls(**settings), kind, count, outputs)
     words = [f"{name}={settings[name]}" for name, default in SHOWN.items() if settings.get(name, default) != default]
     reason = "; ".join([reason, *words])
     default = cls()  # every Keras loss can be created without arguments
     plain = {name: value for name, value in settings.items() if value != default.get_config().get(name)}
-    if kind in LOSSES and not plain.keys() - {"from_logits", "label_smoothing"}:
+    if kind in LOSSES and not one_hot and not plain.keys() - {"from_logits", "label_smoothing"}:
         smoothing = float(settings.get("label_smoothing") or 0.0)
         return LossChoice(kind, from_logits, smoothing, reason, labels=LOSSES[kind], note=note)
     full = {"module": "keras.losses", "class_name": cls.__name__, "config": settings, "registered_name": None}
-    labels = LOSSES.get(kind) or find_form(cls(**settings), kind, Head(task_of_outputs(count), from_logits), count)
+    known = None if one_hot else LOSSES.get(kind)
+    labels = known or find_form(cls(**settings), kind, Head(task_of_outputs(count), from_logits), count)
     smoothing = float(settings.get("label_smoothing") or 0.0)
     return LossChoice(kind, from_logits, smoothing, reason, settings=full, labels=labels, note=note)
+
+
+def _meant(loss: Any, kind: str, count: int, outputs: Outputs) -> tuple[bool, str]:
+    """Returns True if a loss that does not say so reads the outputs as logits, and a note for the user.
+
+    Raises:
+        UsageError: it compares one output with the label, and the output reaches below 0.
+    """
+    if outputs.are == "probabilities" or count > 1 or not aims_at_0_and_1(loss):
+        return outputs.are == "logits", ""
+    if outputs.activation is None and outputs.are is not None:
+        raise UsageError(
+            f"the loss {kind} compares the one output with the label, and {outputs.because}: whether its labels were 0 "
+            f"and 1 or -1 and 1 is unknown. Give {option('loss', 'binary_crossentropy')}, which reads it as a logit, or "
+            "use kresume.BackupAndRestore in your own fit"
+        )
+    return False, f"{kind} trains the model's one output to be 0 or 1: above 0.5 it means the second class"
 
 
 def _own(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outputs, code: OwnCode) -> LossChoice:
@@ -295,13 +326,13 @@ def _own(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outpu
             "num_classes": class_count(count),
             "image_size": list(size) if all(size) else None,
         }
-    from_logits = outputs.are != "probabilities"
+    from_logits, note = _meant(live, name, count, outputs)
+    from_logits = from_logits or (outputs.are is None and not note)
     labels = find_form(live, name, Head(task_of_outputs(count), from_logits), count)
     choice = LossChoice(name, from_logits, 0.0, reason, settings=settings, labels=labels, live=live)
     stand_in = choice.portable()
-    return replace(
-        choice, note=f"{stand_in.lost}: saved models are compiled with {stand_in.kind}" if stand_in.lost else ""
-    )
+    lost = f"{stand_in.lost}: saved models are compiled with {stand_in.kind}" if stand_in.lost else ""
+    return replace(choice, note="; ".join(filter(None, [note, lost])))
 
 
 def _weighed(choice: LossChoice, weights: Any) -> LossChoice:

@@ -35,6 +35,9 @@ EXACT = 1e-3
 """Tolerance for the outputs of a picture to add up to 1; errors of half precision never exceed it."""
 
 
+ADD_UP = "its outputs add up to 1"
+
+
 @dataclass(frozen=True)
 class Outputs:
     """The kind of a model's outputs, and the evidence for it.
@@ -48,6 +51,11 @@ class Outputs:
     are: Literal["probabilities", "logits"] | None
     because: str
     activation: str | None
+
+    @property
+    def exclusive(self) -> bool:
+        """Returns True if the outputs add up to 1: an image has one class."""
+        return self.activation in {"softmax", "sparsemax"} or self.because == ADD_UP
 
 
 def output_count(model: keras.Model) -> int:
@@ -83,7 +91,7 @@ def read_outputs(model: keras.Model) -> Outputs:
         return Outputs(None, "", None)
     lowest, highest = float(values.min()), float(values.max())
     if lowest >= 0 and values.shape[1] > 1 and np.abs(values.sum(axis=1) - 1).max() < EXACT:
-        return Outputs("probabilities", "its outputs add up to 1", None)
+        return Outputs("probabilities", ADD_UP, None)
     if lowest >= 0 and highest <= 1:
         return Outputs("probabilities", "its outputs lie between 0 and 1", None)
     if lowest < 0:

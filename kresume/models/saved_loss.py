@@ -207,6 +207,25 @@ def find_form(loss: Any, name: str, head: Head, count: int) -> str:
     )
 
 
+def aims_at_0_and_1(loss: Any) -> bool:
+    """Returns True if a loss is least where a single output is the label itself, as for a squared error.
+
+    Otherwise an output far beyond 0 or 1 costs no more, as for logits, or labels stand for -1 and 1, as for a hinge.
+
+    Args:
+        loss: the loss object, or a function of targets and predictions.
+    """
+    wrapped = loss if isinstance(loss, keras.losses.Loss) else keras.src.losses.losses.LossFunctionWrapper(loss)
+
+    def cost(label: int, output: float) -> float:
+        return _mean(wrapped(np.full(7, label, np.int32), np.full((7, 1), output, np.float32)))
+
+    try:
+        return cost(1, 1) < min(cost(1, 4), cost(1, 0)) and cost(0, 0) < min(cost(0, -1), cost(0, -4), cost(0, 1))
+    except Exception:  # the user's code may raise anything; `find_form` says so
+        return False
+
+
 def _tells(loss: Any, form: str, head: Head, count: int) -> np.ndarray | None:
     """Returns the losses of right answers if wrong ones cost more, else None."""
     classes = head.task.classes_of(count) or count

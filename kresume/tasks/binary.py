@@ -1,4 +1,7 @@
-"""Defines the task of a model with one output for two classes: the score of the second one."""
+"""Defines the task of a model with one output for two classes: the score of the second one.
+
+A linear output that a squared error trains to be 0 or 1 is a probability, too, where it lies between them.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +41,14 @@ def _graph_targets(labels: Any, form: str, classes: int) -> Any:
 
 
 def _probabilities(outputs: np.ndarray, from_logits: bool) -> np.ndarray:
-    values = 1.0 / (1.0 + np.exp(-outputs)) if from_logits else outputs
+    values = 1.0 / (1.0 + np.exp(-outputs)) if from_logits else np.clip(outputs, 0.0, 1.0)
     return np.concatenate([1.0 - values, values], axis=-1)
 
 
 def _graph_probabilities(outputs: Any, from_logits: bool) -> Any:
     import tensorflow as tf
 
-    values = tf.sigmoid(outputs) if from_logits else outputs
+    values = tf.sigmoid(outputs) if from_logits else tf.clip_by_value(outputs, 0.0, 1.0)
     return tf.concat([1.0 - values, values], axis=-1)
 
 
@@ -54,7 +57,7 @@ def _log_probabilities(outputs: Any, from_logits: bool) -> Any:
 
     if from_logits:
         return ops.concatenate([ops.log_sigmoid(-outputs), ops.log_sigmoid(outputs)], axis=-1)
-    both = ops.concatenate([1.0 - outputs, outputs], axis=-1)
+    both = ops.concatenate([1.0 - outputs, outputs], axis=-1)  # outside of 0 to 1 the smaller one is below epsilon
     return ops.log(ops.maximum(both, config.epsilon()))
 
 

@@ -7,6 +7,7 @@ import pytest
 from kresume.errors import ModelError, UsageError
 from kresume.models import grow, optimizers, slots, structure
 from kresume.models.head import build_wider, find_head
+from kresume.models.outputs import read_outputs
 from tests.helpers.steps import step_at_random
 
 pytestmark = pytest.mark.one_backend(trains=True)  # whole runs of both backends: test_grown_runs.py
@@ -313,7 +314,25 @@ REFUSED = {
         lambda: through(dense(1, None), keras.ops.hard_sigmoid),
         {"softmax": True},
         ModelError,
-        "is no sigmoid that Keras writes",
+        "is given by hardsigmoid: only a sigmoid or a logit becomes",
+    ),
+    "an output that a squared error compares": (
+        lambda: dense(1, None),
+        {"softmax": True},
+        ModelError,
+        "is compared by its loss with 0 and 1 as it is: only a sigmoid or a logit becomes.*--new-head",
+    ),
+    "an activation that bounds one output": (
+        lambda: dense(1, "tanh"),
+        {},
+        ModelError,
+        "one output is given by tanh: only a sigmoid or a logit becomes.*new head with --new-head and images of all",
+    ),
+    "another sigmoid": (
+        lambda: dense_then(layers.Activation("hard_sigmoid"), units=1),
+        {"softmax": True},
+        ModelError,
+        "is given by hard_sigmoid: only a sigmoid",
     ),
 }
 
@@ -328,6 +347,25 @@ def test_a_head_that_is_not_found_is_refused(case):
         message = message.replace("--head dropout", f"--head {options['name']}")
     with pytest.raises(error, match=message):
         grown(trained(model) if case != "another function than a sigmoid" else model, **options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: dense(1, None),
+        lambda: dense(1, "tanh"),
+        lambda: dense(1, "sigmoid"),
+        lambda: dense_then(layers.Activation("hard_sigmoid"), units=1),
+        lambda: through(dense(1, None), keras.ops.sigmoid),
+        lambda: through(dense(1, None), keras.ops.tanh),
+    ],
+)
+def test_a_new_head_in_place_of_one_output_is_a_softmax(make):
+    """Whatever bent the single output, the new ones are probabilities of which any may be the highest."""
+    model = trained(make())
+    wider, _ = build_wider(model, find_head(model), 4, softmax=False, again=None, replaces=True)
+    assert read_outputs(wider).exclusive
+    np.testing.assert_allclose(wider.predict(images(), verbose=0).sum(1), 1.0, rtol=1e-5)
 
 
 def test_a_function_builds_the_wider_model_where_the_class_does_not_say_its_size():

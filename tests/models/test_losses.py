@@ -141,6 +141,66 @@ def test_from_logits_follows_the_last_activation(kind, said, probabilities):
             assert f"last activation is {end}" in choice.note
 
 
+def distance(labels, outputs):
+    """Computes a loss of the user's own that compares one output with the label."""
+    return ops.mean(ops.square(ops.cast(ops.reshape(labels, (-1, 1)), outputs.dtype) - outputs), axis=-1)
+
+
+def of_logits(labels, outputs):
+    """Computes a loss of the user's own that reads one output as a logit."""
+    return ops.mean(ops.softplus((1 - 2 * ops.cast(ops.reshape(labels, (-1, 1)), outputs.dtype)) * outputs), axis=-1)
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    ("loss", "activation", "cut"),
+    [
+        *((loss, None, 0.5) for loss in ("mse", "mean_absolute_error", "huber", "log_cosh", distance)),
+        *((loss, "relu", 0.5) for loss in ("mse", distance)),
+        *((loss, "sigmoid", 0.5) for loss in ("mse", "binary_crossentropy", "hinge", distance, of_logits)),
+        *((loss, None, 0.0) for loss in ("hinge", "squared_hinge", "binary_crossentropy", of_logits)),
+        ("hinge", "tanh", 0.0),
+        ("mse", "tanh", None),
+        (distance, "tanh", None),
+    ],
+)
+def test_one_output_means_the_second_class_above_the_number_that_its_loss_sets(loss, activation, cut):
+    """A squared error trains a linear output to be 0 or 1, a hinge to be below or above 0; training and scores agree."""
+    model = head({"activation": activation}, count=1)
+    model.compile("sgd", loss)
+    code = OwnCode({"distance": distance, "of_logits": of_logits}, "m.py:build")
+    if cut is None:
+        with pytest.raises(UsageError, match=r"0 and 1 or -1 and 1 is unknown\. Give --loss binary_crossentropy"):
+            choose_loss(model, saved=model.get_compile_config(), code=code)
+        return
+    for choice in (choose_loss(model, code=code), choose_loss(model, saved=model.get_compile_config(), code=code)):
+        outputs = np.array([[cut - 5], [cut - 0.01], [cut + 0.01], [cut + 5]])
+        shares = choice.head.probabilities(outputs)
+        assert choice.head.task.answers(shares).tolist() == [0, 0, 1, 1]
+        assert 0 <= shares.min() <= shares.max() <= 1
+        np.testing.assert_allclose(
+            np.asarray(choice.head.graph_probabilities(outputs.astype("float32"))), shares, atol=1e-6
+        )
+        metric = choice.keras_metrics()[0]
+        assert float(metric(np.array([[0], [0], [1], [1]]), outputs)) == 1.0
+        assert ("above 0.5 it means the second class" in choice.note) is (cut == 0.5 and activation != "sigmoid")
+
+
+@pytest.mark.one_backend(trains=True)
+def test_binary_crossentropy_over_a_softmax_trains_rows_of_0_and_1():
+    """Outputs that add up to 1 are no independent questions: one class per image, as tutorials have it for two outputs."""
+    for count, settings in ((2, {}), (3, {"label_smoothing": 0.1})):
+        model = head({"activation": "softmax"}, count=count)
+        model.compile("sgd", losses.BinaryCrossentropy(**settings))
+        labels = np.array([0, 1, 1, count - 1])
+        outputs = np.random.default_rng(0).dirichlet(np.ones(count), 4).astype("float32")
+        for choice in (choose_loss(model), choose_loss(model, saved=model.get_compile_config())):
+            assert (choice.form, choice.from_logits) == ("rows", False)
+            wanted = choice.head.task.targets(labels, choice.form, count)
+            assert float(choice.keras_loss()(wanted, outputs)) == float(model.loss(np.eye(count)[labels], outputs))
+            assert from_record(Loss.from_dict(choice.as_dict()), OwnCode()).form == "rows"
+
+
 @pytest.fixture(scope="module")
 def slip(tmp_path_factory):
     """Writes a model that ends in a softmax but was compiled with `from_logits=True`.

@@ -195,7 +195,14 @@ def plan_growth(
     head = find_head(live.model, config.head)
     single = class_count(int(head.kernel.shape[-1])) != int(head.kernel.shape[-1])
     outputs = len(classes) + len(new)
-    wider, wider_head = build_wider(live.model, head, outputs, softmax=single and not loss.from_logits, again=again)
+    wider, wider_head = build_wider(
+        live.model,
+        head,
+        outputs,
+        softmax=single and not loss.from_logits,
+        again=again,
+        replaces=bool(config.new_head),
+    )
     trained = _as_softmax(wider, loss, config) if single else loss
     _try_loss(trained, outputs)
     return Growth(
@@ -219,7 +226,7 @@ def _as_softmax(wider: Any, loss: LossChoice, config: TrainConfig) -> LossChoice
     chosen = choose_loss(wider, requested=default, soft_labels=bool(config.mixup or config.cutmix))
     smoothed = f"; its label smoothing of {loss.label_smoothing:g} is left out" if loss.label_smoothing else ""
     return replace(
-        chosen, reason=f"in place of {loss.kind}, which is for two classes", note=f"{loss.note}{smoothed}".strip("; ")
+        chosen, reason=f"in place of {loss.kind}, which was for one output", note=f"{loss.note}{smoothed}".strip("; ")
     )
 
 
