@@ -18,6 +18,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +40,7 @@ POLL_MILLISECONDS = 1000
 AUTO = "auto"
 """As a coordinator: JAX finds the others by itself."""
 MISSING = object()
-OUTCOME, ASKED = "kresume/outcome", "kresume/asked"
+OUTCOME = "kresume/outcome"
 
 Value = TypeVar("Value")
 
@@ -210,15 +212,17 @@ def join(group: Group, device: str | None) -> Process:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(str(device), device))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM from `StopRequest`
+    _check_port(group)
     try:
-        jax.distributed.initialize(
-            group.coordinator,
-            group.count,
-            group.process,
-            initialization_timeout=JOIN_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=LEAVE_SECONDS,
-        )
+        with _ended_by_interrupts():
+            jax.distributed.initialize(
+                group.coordinator,
+                group.count,
+                group.process,
+                initialization_timeout=JOIN_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=LEAVE_SECONDS,
+            )
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         raise PeerDied(
             f"the processes of this training ({group.found}) did not all meet within {JOIN_SECONDS} s ({error}): start one on "
@@ -228,6 +232,34 @@ def join(group: Group, device: str | None) -> Process:
 
     _joined = Process(global_state.process_id, global_state.num_processes)
     return _joined
+
+
+def _check_port(group: Group) -> None:
+    """Raises UsageError if process 0 cannot listen on its port, which would crash jaxlib."""
+    if group.coordinator is None or group.process != 0:
+        return
+    port = int(group.coordinator.rpartition(":")[2])
+    try:
+        socket.create_server(("", port)).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"{option('coordinator', group.coordinator)}: process 0 cannot listen on port {port} of {socket.gethostname()} "
+            f"({os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error}): does another training use "
+            f"it, or another process with {option('process-id', 0)}? Else give all processes another port"
+        ) from error
+
+
+@contextlib.contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Lets Ctrl-C end this process at once during a block in which Python would not hear of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _client() -> Any:
@@ -343,8 +375,18 @@ def _gather(value: Value) -> list[Value]:
 
 
 def ask(kind: str, value: Any) -> None:
-    """Asks process 0 for something while it trains: to stop, or to end because this process has failed."""
-    _tell(ASKED, {"kind": kind, "value": value, "process": _joined.index})
+    """Asks process 0 for something while it trains.
+
+    Args:
+        kind: `"signal"` to stop, or `"failed"` to end because this process has failed.
+        value: the number of the signal, or the reason.
+    """
+    _tell(asked(kind), {"value": value, "process": _joined.index})
+
+
+def asked(kind: str) -> str:
+    """Returns the key under which others ask process 0 for something."""
+    return f"kresume/asked/{kind}"
 
 
 @contextlib.contextmanager

@@ -7,11 +7,13 @@ assign(model.trainable_variables, groups["trainable"])
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
+from kresume.backend import hosts
 
 RANDOM, GLOBAL_SEED = "random", "global_seed_generator"
 CLOCK = "kresume_clock"
@@ -143,6 +145,21 @@ def assign(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
     """
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(np.array(array, copy=True))
+
+
+@contextmanager
+def putting_back(undo: Callable[[], None]) -> Iterator[None]:
+    """Calls `undo`, which assigns variables, after a block.
+
+    Several processes assign together: one that fails in the block skips it, because it would wait for the others for ever.
+    """
+    try:
+        yield
+    except BaseException:
+        if hosts.this().alone:
+            undo()
+        raise
+    undo()
 
 
 def put_back(model: Any, arrays: Mapping[str, Sequence[np.ndarray]]) -> None:

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 from kresume.errors import PeerDied
 
-CHILD = "KRESUME_SUPERVISED"
-"""The environment variable that names the process which waits for this one."""
+CHILD, MET = "KRESUME_SUPERVISED", "KRESUME_MET"
+"""Environment variables: the process which waits for this one, and the number of the file by which it hears of the others."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -34,24 +34,43 @@ def supervised() -> bool:
     return True
 
 
+def met() -> None:
+    """Tells the process which waits for this one that all processes have met."""
+    if (number := os.environ.pop(MET, None)) is not None:
+        os.write(int(number), b"1")
+        os.close(int(number))
+
+
 def supervise(arguments: Sequence[str]) -> int:
     """Runs `kresume` with these arguments as a child, passes signals on, and returns its exit code.
 
-    A child that jaxlib has aborted because another process died becomes `PeerDied`.
+    A child that jaxlib has aborted becomes `PeerDied`.
 
     Raises:
-        PeerDied: another process died.
+        PeerDied: another process died, or they did not meet.
+        KeyboardInterrupt: Ctrl-C ended the child at once.
     """
-    child = subprocess.Popen([sys.executable, "-m", "kresume", *arguments], env={**os.environ, CHILD: str(os.getpid())})
+    hears, tells = os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "kresume", *arguments],
+        env={**os.environ, CHILD: str(os.getpid()), MET: str(tells)},
+        pass_fds=[tells],
+    )
+    os.close(tells)
+    # A terminal sends Ctrl-C to the child, too, which takes both for one; a launcher sends it to this process alone.
     before = {
-        number: signal.signal(number, lambda number, frame: child.send_signal(number)) for number in (signal.SIGTERM,)
+        number: signal.signal(number, lambda number, frame: child.send_signal(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
     }
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to the child, too
     try:
         code = child.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    with open(hears, "rb") as file:
+        have_met = bool(file.read())
     if code in {-signal.SIGABRT, 128 + signal.SIGABRT}:
-        raise PeerDied(PeerDied.AGAIN)
+        raise PeerDied(PeerDied.AGAIN if have_met else PeerDied.NOT_MET)
+    if code == -signal.SIGINT:
+        raise KeyboardInterrupt
     return 128 - code if code < 0 else code

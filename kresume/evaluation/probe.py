@@ -36,8 +36,11 @@ SMALL_LOSS, SMALL_SHARE = 0.05, 0.1
 ROUNDING = 1e-5
 SURE_SHARE = 0.2
 """Share of the loss of a guess; a model with a smaller loss counts as confident."""
-ONE_IMAGE = 1
-"""How many images may be right or wrong by chance under values of another scale."""
+MORE_ERRORS = 1.5
+"""By how many standard errors a model must be right on more images under values of a larger scale: 3 more, if on none less."""
+WEAK, AS_OFTEN = 0.6, 0.7
+"""A model that is right less often than `WEAK` on what it was trained on does not show its convention, if it is right
+`AS_OFTEN` times as often under another usual one: while a model learns, larger values or others suit it better by chance."""
 KNOWS_THEM = 0.8
 """Accuracy on a first sample from which on the class order counts as right."""
 MOST_SHOWN = 3
@@ -122,6 +125,7 @@ def probe_feedings(
           a level shared among the others (Bonferroni), and clearly below that of the others. If it is better than the
           best usual one, but not so clearly, the usual one wins if it costs little at most (`SMALL_LOSS`); else none
           wins.
+        - A model that is seldom right (`WEAK`) shows no winner if it is about as often right under another usual candidate.
         - A candidate that may only be more confident does not win: see `_not_only_surer`. On unseen images, where a model
           is often more confident than right, only its accuracy tells larger values from smaller ones.
     """
@@ -147,15 +151,17 @@ def probe_feedings(
             known.add(better)
     fitting = _fitting(rivals, losses, known)
     guess = SURE_SHARE * float(np.log(max(len(np.unique(labels)), 2)))
-    counts = {candidate: int((predicted == labels).sum()) for candidate, predicted in predictions.items()}
-    sure = {candidate for candidate in rivals if losses[candidate].mean() < guess}
+    sure = {candidate for candidate in rivals if losses[candidate].mean() < losses[fitting[0]].mean() + guess}
     compared = [candidate for candidate in rivals if candidate in known or fitting[0] not in known]
-    fitting = _not_only_surer(fitting, compared, fair, counts, sure, larger)
+    fitting = _not_only_surer(fitting, compared, fair, errors, sure, larger)
     if unseen:
         first, pairs = fitting[0], {*larger}
         unlike = [name for name in compared if name not in fitting and {(first, name), (name, first)} & pairs]
         fitting = (*fitting, *(name for name in unlike if not is_clearly_lower(errors[first], errors[name])))
-    above_chance = accuracies[fitting[0]] > _chance(accuracies[fitting[0]], labels)
+    if (reached := accuracies[fitting[0]]) < WEAK:
+        others = [name for name in feedings if name not in fitting and name in (feedings if usual is None else usual)]
+        fitting = (*fitting, *(name for name in others if accuracies[name] >= AS_OFTEN * reached))
+    above_chance = reached > _chance(reached, labels)
     return Probe(
         accuracies={name: accuracies[name] for name in ranked},
         losses={name: float(losses[name].mean()) for name in ranked},
@@ -251,7 +257,7 @@ def _not_only_surer(
     fitting: tuple[str, ...],
     rivals: Sequence[str],
     fair: Mapping[str, np.ndarray],
-    right: Mapping[str, int],
+    errors: Mapping[str, np.ndarray],
     sure: Collection[str],
     larger: Iterable[tuple[str, str]],
 ) -> tuple[str, ...]:
@@ -259,15 +265,15 @@ def _not_only_surer(
 
     First, each candidate gets the confidence that matches its accuracy (`fair_losses`). Those that are then clearly worse
     than the best one are excluded, and the best one is included. If the model is always right, this leaves nothing to
-    compare. In that case a candidate does not win against one of smaller values under which the model is also right and
+    compare. So a candidate does not win against one of smaller values under which the model is about as often right and as
     confident, because larger values alone would raise the confidence.
 
     Args:
         fitting: the candidates that the losses cannot tell apart, best first.
         rivals: the candidates to compare them with.
         fair: `fair_losses`, by candidate.
-        right: number of correct images, by candidate.
-        sure: the candidates under which the model is confident.
+        errors: `(n,)` 1 for a wrong answer, else 0, by candidate.
+        sure: the candidates under which the model is about as confident.
         larger: pairs of candidates; the first gives larger values than the second.
     """
     best = min([*fitting, *rivals], key=lambda candidate: float(fair[candidate].mean()))
@@ -286,7 +292,8 @@ def _not_only_surer(
         *(
             small
             for small in smaller
-            if right[small] >= right[first] - ONE_IMAGE and not is_clearly_lower(fair[first], fair[small])
+            if not is_clearly_lower(errors[first], errors[small], MORE_ERRORS)
+            and not is_clearly_lower(fair[first], fair[small])
         ),
     )
 

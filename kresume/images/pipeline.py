@@ -219,8 +219,8 @@ def full_batches(
 ) -> Iterator[np.ndarray]:
     """Yields batches of one static shape for a pass that measures; of each, the share of this process.
 
-    Images that cannot be read are left out. The last batch is filled from the beginning of `rows`, so no image counts far
-    more often than another.
+    The next image that can be read replaces one that cannot, the same one whatever the number of processes. The last batch is
+    filled from the beginning of `rows`, so no image counts far more often than another.
 
     Args:
         reader: a `PictureReader`.
@@ -237,14 +237,24 @@ def full_batches(
     """
     wanted = -(-len(rows) // batch_size) * batch_size
     filled = np.resize(rows, wanted)
+    broken = set[int]()
+
+    def after(place: int) -> np.ndarray:
+        for row in np.roll(rows, -place - 1).tolist():
+            if row not in broken:
+                pictures, wrong = reader.attempt(np.array([row]))
+                if not wrong:
+                    return np.asarray(pictures[0])
+                broken.add(row)
+        raise ImagesError(NONE_LEFT)
 
     def read(start: int) -> np.ndarray:
         part = filled[start : start + batch_size][process.share(batch_size)]
         pictures, wrong = reader.attempt(part)
-        readable = np.array([index for index in range(len(part)) if index not in wrong], np.int64)
-        if not len(readable):
-            raise ImagesError(NONE_LEFT)
-        return array_of(pixels(pictures[np.resize(readable, len(part))]))
+        broken.update(part[sorted(wrong)].tolist())
+        for index in sorted(wrong):
+            pictures[index] = after(start + process.share(batch_size).start + index)
+        return array_of(pixels(pictures))
 
     return _ahead(read, range(0, wanted, batch_size))
 

@@ -69,8 +69,5 @@ def averaged(model: keras.Model, optimizer: Any = None) -> Iterator[None]:
     raw = [live_state.host_array(weight.value).copy() for weight, _ in pairs]
     for weight, average in pairs:
         weight.assign(live_state.host_array(average.value).copy())
-    try:
+    with live_state.putting_back(lambda: live_state.assign([weight for weight, _ in pairs], raw)):
         yield
-    finally:
-        for (weight, _), value in zip(pairs, raw, strict=True):
-            weight.assign(value)

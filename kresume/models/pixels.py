@@ -7,6 +7,7 @@ If the layers do not show it, `kresume.evaluation.probe` finds it by scoring the
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import keras
@@ -21,13 +22,18 @@ def _layers(model: Any) -> tuple[Layer, ...]:
     computing from the one before.
     """
     operations = getattr(model, "operations", None)
-    found = tuple(_layer(operation) for operation in operations or model.layers)
+    # A layer may have been called elsewhere, too: private to Keras, as it writes a graph into a configuration.
+    nodes = {id(node) for level in getattr(model, "_nodes_by_depth", {}).values() for node in level}
+    found = tuple(_layer(operation, nodes) for operation in operations or model.layers)
     return found if operations and not isinstance(model, keras.Sequential) else chained(found)
 
 
-def _layer(operation: Any) -> Layer:
+def _layer(operation: Any, nodes: Set[int]) -> Layer:
     sources = frozenset(
-        tensor._keras_history.operation.name for node in operation._inbound_nodes for tensor in node.input_tensors
+        tensor._keras_history.operation.name
+        for node in operation._inbound_nodes
+        if id(node) in nodes
+        for tensor in node.input_tensors
     )
     if isinstance(operation, keras.Model):
         return Layer(operation.name, type(operation).__name__, None, sources, _layers(operation))

@@ -135,19 +135,16 @@ def compute_statistics(
     sums: list[np.ndarray] = [np.zeros(array.shape, np.float64) for array in kept]
     squares = [np.zeros(array.shape, np.float64) for array in kept[::2]]
     images = 0
-    try:
+    with live_state.putting_back(lambda: live_state.assign(variables, kept)), _answering_by_batch(model, layers):
         live_state.assign(variables, [np.zeros_like(array) for array in kept])  # one that is not finite would stay so
-        with _answering_by_batch(model, layers):
-            for batch in batches:
-                predict(model, batch)
-                count = len(batch)
-                found = [array.astype(np.float64) for array in _read(variables)]
-                sums = [total + count * array for total, array in zip(sums, found, strict=True)]
-                squares = [total + count * mean**2 for total, mean in zip(squares, found[::2], strict=True)]
-                images += count
-                advance(count * hosts.this().count)
-    finally:
-        live_state.assign(variables, kept)
+        for batch in batches:
+            predict(model, batch)
+            count = len(batch)
+            found = [array.astype(np.float64) for array in _read(variables)]
+            sums = [total + count * array for total, array in zip(sums, found, strict=True)]
+            squares = [total + count * mean**2 for total, mean in zip(squares, found[::2], strict=True)]
+            images += count
+            advance(count * hosts.this().count)
     if not images:
         raise ImagesError("there is no image to recompute the statistics of batch normalisation from")
     result: list[np.ndarray] = []
@@ -209,10 +206,8 @@ def used(model: keras.Model, statistics: Statistics) -> Iterator[None]:
     variables = model.non_trainable_variables
     kept = dict(zip(statistics, _read(variables[place] for place in statistics), strict=True))
     assign_statistics(model, statistics)
-    try:
+    with live_state.putting_back(lambda: assign_statistics(model, kept)):
         yield
-    finally:
-        assign_statistics(model, kept)
 
 
 def stored(model: keras.Model, state: TrainState) -> Statistics:

@@ -25,7 +25,7 @@ from typing import Any
 
 from kresume import runs
 from kresume.addresses import is_remote
-from kresume.backend import hosts, selection
+from kresume.backend import hosts, selection, supervisor
 from kresume.errors import Followed, KresumeError, PeerDied, RunError, UsageError
 from kresume.images.scans import FOLDER
 from kresume.lock import NAME as LOCK
@@ -112,6 +112,7 @@ def train_together(
     """
     with reporter.waiting(f"waiting for all processes of {group.found}"):
         process = hosts.join(group, config.device)
+    supervisor.met()
     try:
         check_alike(config)
         with selection.loading(reporter if process.leads else Reporter(quiet=True)):
@@ -132,7 +133,10 @@ def _lead(config: TrainConfig, reporter: Reporter, create: Create, rebuild: Rebu
 
     outcome: dict[str, Any] = {"code": 1, "text": "it ended by an error of its own", "failures": []}
     try:
-        with hosts.listening(hosts.ASKED, partial(_asked, reporter)):
+        with (
+            hosts.listening(hosts.asked("signal"), lambda request: os.kill(os.getpid(), int(request["value"]))),
+            hosts.listening(hosts.asked("failed"), partial(_failed, reporter)),
+        ):
             result = _trained(config, reporter, create, rebuild, remind)
         outcome |= {"code": 0, "epochs": result.epochs, "failures": list(result.failures)}
         return result
@@ -176,11 +180,8 @@ def _through_jax(run: runs.Run, config: TrainConfig) -> TrainConfig:
     return continue_run(run, config).config.model_copy(update={"backend": "jax"})
 
 
-def _asked(reporter: Reporter, request: dict[str, Any]) -> None:
-    """Does what another process asks of process 0."""
-    if request["kind"] == "signal":
-        os.kill(os.getpid(), int(request["value"]))
-        return
+def _failed(reporter: Reporter, request: dict[str, Any]) -> None:
+    """Ends process 0 because another process has failed."""
     text = f"process {request['process']} failed: {request['value']}"
     reporter.warn(text)
     hosts.leave({"code": 1, "text": text})

@@ -329,6 +329,18 @@ def test_what_the_first_operations_compute_is_read(front, pixels):
 
 
 @pytest.mark.one_backend(trains=True)
+def test_a_backbone_that_was_called_elsewhere_is_read_where_it_is():
+    """Backbones of keras-hub have a call of their own, on an input of the same name."""
+    inputs = keras.Input((SIDE, SIDE, 3), name="images")
+    backbone = keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs))
+    backbone(inputs)
+    outer = keras.Input((SIDE, SIDE, 3), name="images")
+    model = keras.Model(outer, backbone(keras.layers.Rescaling(1 / 255)(outer)))
+    assert read_convention(model) == "0-255"
+    assert pixels_of(of_architecture(keras.saving.serialize_keras_object(model))) == "0-255"
+
+
+@pytest.mark.one_backend(trains=True)
 def test_a_shuffled_order_of_classes_is_refused_with_the_order_that_explains_it(trained, painted, quiet):
     """A shuffled class order is refused, and the order that the error proposes is right.
 

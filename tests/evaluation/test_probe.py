@@ -109,10 +109,30 @@ def test_louder_conventions_are_those_of_one_direction():
 
 
 def test_larger_values_win_where_the_answers_are_better_than_sureness():
-    """Larger inputs win if their predictions are better than certainty explains: by two images here."""
-    ways = {"quiet": sure_of(0.97, 2), "loud": sure_of(1.0)}
-    probe = probe_feedings(lambda images: images, ways, LABELS, SHARES, larger=[("loud", "quiet")])
-    assert probe.winner == "loud"
+    """Larger inputs win if their predictions are better than certainty explains: by three images here, not by two."""
+    for wrong, winner in ((2, None), (3, "loud")):
+        ways = {"quiet": sure_of(0.97, wrong), "loud": sure_of(1.0)}
+        probe = probe_feedings(lambda images: images, ways, LABELS, SHARES, larger=[("loud", "quiet")])
+        assert probe.winner == winner
+
+
+def test_larger_values_do_not_win_where_only_sureness_is_limited():
+    """Outputs that are never sure (a `tanh` read as a logit) say no less about smaller values than confident ones do."""
+    ways = {"quiet": sure_of(0.70, 2), "loud": sure_of(0.72)}
+    args = (lambda images: images, ways, LABELS, SHARES)
+    assert probe_feedings(*args).winner == "loud"
+    assert probe_feedings(*args, larger=[("loud", "quiet")]).winner is None
+
+
+def test_a_model_that_is_seldom_right_shows_no_convention():
+    """Early in a training other values than its own may suit a model better; a rival that is seldom right does not matter."""
+    for right, rival, winner in ((0.55, 0.5, None), (0.55, 0.35, "one"), (0.75, 0.7, "one")):
+        ways = {
+            name: sure_of(0.9, round((1 - share) * len(LABELS))) for name, share in (("one", right), ("other", rival))
+        }
+        probe = probe_feedings(lambda images: images, {"one": ways["one"], "other": ways["other"]}, LABELS, SHARES)
+        assert probe.above_chance
+        assert probe.winner == winner, (right, rival)
 
 
 def test_fair_losses_decide_between_ways_whose_losses_do_not():

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from kresume import runs
+from kresume.backend.hosts import Process
 from kresume.checkpoints import snapshot
 from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.caches import open_cache
@@ -624,6 +625,40 @@ def test_scoring_sees_each_image_once(table):
     assert [(images.shape, count) for images, count in batches] == [((5, 12, 12, 3), 5)] * 2 + [((5, 12, 12, 3), 3)]
     seen = np.concatenate([images[:count] for images, count in batches])
     np.testing.assert_array_equal(seen, reader(rows).astype("float32"))
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("lost", [(), (3,), (0, 1, 2, 3), (12, 0), tuple(range(1, 13))])
+def test_what_stands_in_for_unreadable_images_does_not_depend_on_the_number_of_processes(table, lost):
+    """The statistics of batch normalisation are those of one process, also where all images of a share are unreadable."""
+
+    class Reader(PictureReader):
+        def attempt(self, rows):
+            pictures, wrong = super().attempt(rows)
+            return pictures, {**wrong, **{place: "gone" for place, row in enumerate(rows.tolist()) if row in lost}}
+
+    reader, rows, pixels = Reader(table, SPEC, None), np.arange(13), conventions.to_model_function("0-255")
+    one = list(pipeline.full_batches(reader, rows, 6, pixels))
+    left = PictureReader(table, SPEC, None)(np.array([row for row in rows if row not in lost])).astype("float32")
+    known = {each.tobytes() for each in left}
+    assert {each.tobytes() for batch in one for each in batch} == known
+    for count in (2, 3, 6):
+        shares = [list(pipeline.full_batches(reader, rows, 6, pixels, Process(index, count))) for index in range(count)]
+        for place, batch in enumerate(one):
+            assert np.concatenate([share[place] for share in shares]).tobytes() == batch.tobytes(), (count, place)
+
+
+@pytest.mark.one_backend
+def test_no_readable_image_at_all_is_an_error(table):
+    """There is nothing to measure."""
+
+    class Reader(PictureReader):
+        def attempt(self, rows):
+            return super().attempt(rows)[0], dict.fromkeys(range(len(rows)), "gone")
+
+    batches = pipeline.full_batches(Reader(table, SPEC, None), np.arange(5), 4, conventions.to_model_function("0-255"))
+    with pytest.raises(ImagesError, match="no training image can be read any more"):
+        list(batches)
 
 
 @pytest.mark.one_backend

@@ -7,18 +7,25 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kresume.backend import hosts, supervisor
+from kresume import runs
+from kresume.backend import hosts, live_state, supervisor
 from kresume.errors import PeerDied, UsageError
+from kresume.images import scans
+from kresume.images.manifest import Manifest
 from kresume.options.resolve import from_arguments
+from kresume.reporter import Reporter
 from kresume.training import alike
+from kresume.training.loop import arrivals, stop
 from kresume.training.together import group_of
 from tests.helpers import forking
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import lines_without_time, result_arrays, run_training
+from tests.helpers.runs import TINY, lines_without_time, result_arrays, run_training
 from tests.helpers.several_devices import MODEL
 
 through_jax = pytest.mark.skipif(os.environ.get("KERAS_BACKEND") != "jax", reason="several hosts train through JAX")
@@ -186,7 +193,112 @@ def test_a_child_that_jaxlib_aborted_is_a_peer_that_died(monkeypatch):
             subprocess, "Popen", lambda *_, code=code, **options: start([sys.executable, "-c", code], **options)
         )
         assert supervisor.supervise(["train"]) == end
-    code = "import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.abort()"
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **options: start([sys.executable, "-c", code], **options))
-    with pytest.raises(PeerDied, match="a peer died; run the same command again"):
-        supervisor.supervise(["train"])
+    abort = "import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.abort()"
+    met = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from kresume.backend import supervisor; supervisor.met(); "
+    interrupted = "import os, signal; signal.signal(2, signal.SIG_DFL); os.kill(os.getpid(), 2)"
+    for code, error, message in (
+        (met + abort, PeerDied, "a peer died; run the same command again"),
+        (abort, PeerDied, "did not meet: start one on each host .* each with its own --process-id from 0 on"),
+        (interrupted, KeyboardInterrupt, None),
+    ):
+        monkeypatch.setattr(
+            subprocess, "Popen", lambda *_, code=code, **options: start([sys.executable, "-c", code], **options)
+        )
+        with pytest.raises(error, match=message):
+            supervisor.supervise(["train"])
+
+
+@pytest.mark.one_backend
+def test_signals_reach_a_child_from_a_launcher(monkeypatch):
+    """`kill -INT` and `kill -TERM` of the command that the user started stop what it waits for."""
+    start = subprocess.Popen
+    for number in (signal.SIGINT, signal.SIGTERM):
+        code = (
+            f"import os, signal, sys; signal.signal({int(number)}, lambda *_: sys.exit(9)); "
+            f"os.kill(os.getppid(), {int(number)}); signal.pause()"
+        )
+        monkeypatch.setattr(
+            subprocess, "Popen", lambda *_, code=code, **options: start([sys.executable, "-c", code], **options)
+        )
+        assert supervisor.supervise(["train"]) == 9
+
+
+@pytest.mark.one_backend
+def test_one_press_of_ctrl_c_that_comes_by_several_ways_stops_after_a_snapshot(monkeypatch):
+    """Process 0 hears it from its terminal and from the others; a second press ends it at once. Alone every one counts."""
+    asked = []
+    monkeypatch.setattr(hosts, "ask", lambda kind, value: asked.append((kind, value)))
+    for process, later, ends in (
+        (hosts.Process(0, 2), 0, False),
+        (hosts.Process(0, 2), 9, True),
+        (hosts.ALONE, 0, True),
+    ):
+        with hosts._acting_as(process), stop.StopRequest() as request:
+            signal.raise_signal(signal.SIGINT)
+            assert request.signal == signal.SIGINT
+            request._since -= later
+            if ends:
+                with pytest.raises(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+            else:
+                signal.raise_signal(signal.SIGINT)
+    with hosts._acting_as(hosts.Process(1, 2)), stop.StopRequest() as request:
+        signal.raise_signal(signal.SIGTERM)
+        assert request.signal is None
+    assert asked == [("signal", signal.SIGTERM)]
+
+
+@pytest.mark.one_backend
+def test_a_port_in_use_is_an_error_in_words():
+    """JAX's service crashes on it."""
+    with socket.create_server(("", 0)) as used:
+        port = used.getsockname()[1]
+        group = hosts.Group(f"127.0.0.1:{port}", 2, 0, "--coordinator")
+        with pytest.raises(UsageError, match=rf"cannot listen on port {port} of .*: does another training use it"):
+            hosts.join(group, "cpu")
+        hosts._check_port(hosts.Group(f"127.0.0.1:{port}", 2, 1, "--coordinator"))  # process 1 only calls there
+    hosts._check_port(group)
+
+
+@pytest.mark.one_backend
+def test_a_process_of_several_that_fails_assigns_nothing(monkeypatch):
+    """It would wait for the others for ever, which do not fail; one process puts back what it had replaced."""
+    for process, undone in ((hosts.ALONE, 1), (hosts.Process(1, 2), 0)):
+        calls = []
+        with hosts._acting_as(process):
+            with pytest.raises(ValueError, match="unreadable"), live_state.putting_back(partial(calls.append, 0)):
+                raise ValueError("unreadable")
+            assert len(calls) == undone
+            with live_state.putting_back(partial(calls.append, 1)):
+                pass
+        assert calls[-1] == 1
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("written", [True, False])
+def test_process_0_decides_whether_the_images_of_an_epoch_were_recorded(monkeypatch, tmp_path, pictures, written):
+    """A follower writes nothing, and trains on the images that process 0 trains on."""
+    run = runs.open_run(Path(run_training(data=[str(pictures / "old")], out=str(tmp_path / "run"), **TINY).run))
+    manifest, card = Manifest.read(run.manifest), run.record.card
+    failed = []
+    changes = arrivals.Changes(
+        run, manifest, from_arguments(None, {}), card, card.spec, Reporter(quiet=True),
+        guard=lambda: None, on_failure=lambda *words: failed.append(words),
+    )  # fmt: skip
+    gone = manifest.sha256s[manifest.train_rows()[0]].decode()
+    told = iter([[gone], written])
+    monkeypatch.setattr(hosts, "gathered", lambda value: [value])
+    monkeypatch.setattr(hosts, "receive", lambda: next(told))
+    with hosts._acting_as(hosts.Process(1, 2)):
+        scan = changes.before_epoch(1, manifest, lambda: None)
+    assert (scan.removed if written else scan) == ((gone,) if written else None)
+    assert not (run.path / scans.FOLDER).exists()
+    assert not failed
+    (run.path / scans.FOLDER).write_text("a file in its place")
+    monkeypatch.setattr(changes, "_unreadable", lambda manifest: (gone,))
+    sent = []
+    monkeypatch.setattr(hosts, "send", sent.append)
+    with hosts._acting_as(hosts.Process(0, 2)):
+        assert changes.before_epoch(2, manifest, lambda: None) is None
+    assert sent == [(gone,), False]
+    assert "before epoch 3" in failed[0][0]

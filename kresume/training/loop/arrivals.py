@@ -147,32 +147,42 @@ class Changes:
         if self._watch is None and not removed:
             return None
         scan = scans.make_scan(number, manifest, self._arrived(manifest, poll), removed)
-        try:
-            self._guard()
-            scans.write_scan(self._run.path / scans.FOLDER, scan)
-        except OSError as error:
-            self._on_failure(f"the images that arrived before epoch {number}", f"{error}: they are added later")
+        if not hosts.decided(lambda: self._written(scan)):
             return None
         self._scans[number] = scan
         self._everything = scans.with_added(self._everything, scan)
         self._tell(scan, manifest)
         return scan
 
+    def _written(self, scan: Scan) -> bool:
+        """Writes a scan; returns False if that failed."""
+        try:
+            self._guard()
+            scans.write_scan(self._run.path / scans.FOLDER, scan)
+        except OSError as error:
+            self._on_failure(f"the images that arrived before epoch {scan.epoch}", f"{error}: they are added later")
+            return False
+        return True
+
     def _hear_of_others(self, manifest: Manifest) -> None:
         """Records the files that other processes could not read."""
         fresh = sorted({each for found in hosts.gathered(sorted(self._broken)) for each in found} - self._broken)
         self._broken.update(fresh)
+        if not fresh or not hosts.this().leads:
+            return
         places = np.nonzero(np.isin(manifest.sha256s, np.array(fresh, "S64")))[0]
-        paths = manifest.paths(places)
-        if paths:
-            self._reporter.warn(
-                f"another host could not read {counted(len(paths), 'image')}, the first is {paths[0]}: all hosts need the same "
-                "images"
-            )
-        for row, path in zip(places, paths, strict=True):
+        here, there = self._reasons(manifest, places), []
+        for row, path in zip(places.tolist(), manifest.paths(places), strict=True):
+            if row not in here:
+                there.append(path)
             with contextlib.suppress(OSError):
-                reason = f"{path}: another host could not read it"
+                reason = here.get(row, f"{path}: another host could not read it")
                 self._run.event(runs.BROKE, sha256=manifest.sha256s[row].decode(), reason=reason)
+        if there:
+            self._reporter.warn(
+                f"another host could not read {counted(len(there), 'image')}, the first is {there[0]}, and this one can: all "
+                "hosts need the same images"
+            )
 
     def _arrived(self, manifest: Manifest, poll: Callable[[], None]) -> Any:
         if self._watch is not None:
@@ -189,16 +199,21 @@ class Changes:
         rows = np.nonzero(np.isin(manifest.sha256s, broken) & ~manifest.is_val)[0]
         if not len(rows):
             return ()
-        reader = PictureReader(manifest, self._spec, self._cache)
-        gone: list[int] = []
-        for start in range(0, len(rows), PART):
-            part = rows[start : start + PART]
-            gone += part[sorted(reader.attempt(part)[1])].tolist()
+        gone = list(self._reasons(manifest, rows))
         if len(gone) == len(manifest.train_rows()):
             raise ImagesError(NONE_LEFT)
         with self._lock:
             self._broken -= {manifest.sha256s[row].decode() for row in set(rows.tolist()) - set(gone)}
         return tuple(manifest.sha256s[row].decode() for row in gone)
+
+    def _reasons(self, manifest: Manifest, rows: np.ndarray) -> dict[int, str]:
+        """Returns those of these images that cannot be read here, and why."""
+        reader = PictureReader(manifest, self._spec, self._cache)
+        found: dict[int, str] = {}
+        for start in range(0, len(rows), PART):
+            part = rows[start : start + PART]
+            found |= {int(part[index]): reason for index, reason in sorted(reader.attempt(part)[1].items())}
+        return found
 
     def _tell(self, scan: Scan, manifest: Manifest) -> None:
         if not scan.changes:

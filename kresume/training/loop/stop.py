@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 from kresume.backend import hosts
+
+ONE_PRESS = 3.0
+"""Seconds in which all interrupts of a training by several processes count as one press of Ctrl-C. It reaches process 0
+from its terminal, from the command that waits for it, and from the other processes, which ask it to stop."""
 
 
 class StopRequest:
@@ -23,6 +28,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -39,7 +45,9 @@ class StopRequest:
         if not hosts.this().leads:
             hosts.ask("signal", number)
             return
-        if self.signal is not None and number == signal.SIGINT:
+        if self.signal is None:
+            self._since = time.monotonic()
+        elif number == signal.SIGINT and (hosts.this().alone or time.monotonic() - self._since > ONE_PRESS):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
         self.signal = number
