@@ -223,5 +223,5 @@ def _huge(gathered: Gathered, generation: int) -> Iterator[str]:
     if new > HUGE_ADDITION * old > 0:
         yield (
             f"{new:,} new images are more than {HUGE_ADDITION} times the {old:,} old ones: a fresh model is probably better: "
-            f"give all of them with {option('data')}, without {option('from_')}"
+            f"give all of them with {option('data')}, without {option('from')}"
         )
