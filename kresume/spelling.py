@@ -12,14 +12,18 @@ The default is flags. A message that a Python function may raise must use `optio
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 Value = str | bool | float | None
 Speller = Callable[[str, Value], str]
 """Formats an option: expects its flag name (`on-missing`) and optionally its value."""
+RECORDED = re.compile(r"(?<![\w-])--(?P<name>[a-z][a-z-]*)(?: (?P<value>\d[\d.e+-]*))?")
+"""A flag in a recorded reason, with a number if one follows."""
 
 
 def as_flag(name: str, value: Value) -> str:
@@ -53,7 +57,40 @@ def option(name: str, value: Value = None) -> str:
         name: the flag's name without dashes.
         value: the value to give; True for a switch, None for the option alone.
     """
-    return (_speller.get() or as_flag)(name, value)
+    return notation()(name, value)
+
+
+def notation() -> Speller:
+    """Returns the current user's notation, for what is formatted later."""
+    return _speller.get() or as_flag
+
+
+def setting(name: str, value: Any) -> str:
+    """Formats an option as it is in force: a list with each of its values, a switch that is off as such.
+
+    Args:
+        name: the flag's name without dashes.
+        value: the value, or a list of values.
+    """
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if in_python():
+        return option(name, values[0]) if len(values) == 1 else f"{option(name)}{values!r}"
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return " ".join(f"--{name} {each}" for each in values)
+
+
+def joined(settings: Iterable[str]) -> str:
+    """Joins formatted options as the user separates them."""
+    return (", " if in_python() else " ").join(settings)
+
+
+def respelled(reason: str) -> str:
+    """Formats a recorded reason, such as `"--lr-scale 0.1"`, in the current user's notation.
+
+    A record does not depend on who made it: it names options as flags.
+    """
+    return RECORDED.sub(lambda flag: option(flag["name"], float(flag["value"]) if flag["value"] else None), reason)
 
 
 def in_python() -> bool:

@@ -6,7 +6,7 @@ import kresume
 from kresume import cli
 from kresume.errors import UsageError
 from kresume.options.resolve import parse_bytes
-from kresume.spelling import as_argument, as_flag, in_bytes, option, spelled
+from kresume.spelling import as_argument, as_flag, in_bytes, joined, option, respelled, setting, spelled
 
 
 @pytest.mark.one_backend
@@ -32,6 +32,57 @@ def test_an_option_in_both_spellings(name, value, flag, argument):
         with spelled(as_flag):
             assert option(name, value) == argument
     assert option(name, value) == flag
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("name", "value", "flag", "argument"),
+    [
+        ("watch", False, "--no-watch", "watch=False"),
+        ("data", ["a", "b"], "--data a --data b", "data=['a', 'b']"),
+        ("data", ("a",), "--data a", "data='a'"),
+        ("import", ["a.py", "b.py"], "--import a.py --import b.py", "imports=['a.py', 'b.py']"),
+        ("lr", 0.5, "--lr 0.5", "lr=0.5"),
+    ],
+)
+def test_a_setting_in_both_spellings(name, value, flag, argument):
+    """A list has each of its values, a switch that is off is spelled as such."""
+    assert setting(name, value) == flag
+    with spelled(as_argument):
+        assert setting(name, value) == argument
+        assert joined([argument, "epochs=2"]) == f"{argument}, epochs=2"
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("recorded", "in_python"),
+    [
+        ("--epochs", "epochs="),
+        ("--lr-scale 0.1", "lr_scale=0.1"),
+        ("--classes, 2 of them new", "classes=, 2 of them new"),
+        ("the rate that --model compiles", "the rate that model= compiles"),
+        ("on 8 old images: 0-1 0.20, -1-1 0.90", "on 8 old images: 0-1 0.20, -1-1 0.90"),
+    ],
+)
+def test_a_recorded_reason_in_both_spellings(recorded, in_python):
+    """A record holds flags, whoever made it; who reads it gets the own spelling."""
+    assert respelled(recorded) == recorded
+    with spelled(as_argument):
+        assert respelled(recorded) == in_python
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_plan_is_spelled_as_who_asked_for_it(workplace):
+    """A plan of Python names arguments, whenever it is printed; what a run records of it names flags."""
+    asked = {"data": "old", "image_size": 12, "epochs": 2, "lr": 0.01, "pixels": "0-1", "quiet": True}
+    plan = kresume.plan(None, **asked)
+    assert "--" not in str(plan)
+    assert "pixels:   0-1 (pixels=)" in str(plan)
+    assert "data='old', image_size='12', pixels='0-1', epochs=2" in str(plan)
+    assert (plan.rate.reason, plan.amount.reason, plan.pixels_reason) == ("--lr", "--epochs", "--pixels")
+    assert "speller" not in plan.as_dict()
+    with spelled(as_flag):
+        assert "--data old --image-size 12 --pixels 0-1 --epochs 2" in str(kresume.plan(None, **asked))
 
 
 @pytest.mark.one_backend

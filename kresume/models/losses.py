@@ -34,7 +34,7 @@ from kresume.models.saved_loss import (
     snake,
 )
 from kresume.models.shapes import input_shape_of
-from kresume.spelling import option
+from kresume.spelling import option, respelled
 from kresume.tasks.table import LOSSES, class_count, form_of, head_of, task_of_loss, task_of_outputs
 from kresume.tasks.task import Head
 from kresume.values.loss import Loss
@@ -236,9 +236,10 @@ def _for_mixed_labels(choice: LossChoice) -> LossChoice:
     if choice.form == LOSSES[mixed]:
         return choice
     if choice.settings is not None:
+        used = f"{choice.kind} ({respelled(choice.reason)})"
         raise UsageError(
-            f"{option('mixup')} and {option('cutmix')} mix labels, but the loss {choice.kind} ({choice.reason}) expects one "
-            f"class per image: leave them out, or give {option('loss', mixed)}"
+            f"{option('mixup')} and {option('cutmix')} mix labels, but the loss {used} expects one class per image: "
+            f"leave them out, or give {option('loss', mixed)}"
         )
     return replace(choice, kind=mixed, labels=LOSSES[mixed], reason=f"{choice.reason}; for mixed labels")
 
@@ -251,7 +252,7 @@ def _check_count(kind: str, count: int, reason: str) -> None:
     """Raises UsageError if a loss of a task does not fit the number of outputs."""
     task = task_of_loss(kind)
     if task is not None and task.classes_of(count) is None:
-        raise UsageError(f"the loss {kind} ({reason}) {task.misfit(kind, count)}")
+        raise UsageError(f"the loss {kind} ({respelled(reason)}) {task.misfit(kind, count)}")
 
 
 def _as_saved(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outputs, code: OwnCode) -> LossChoice:

@@ -11,6 +11,7 @@ from kresume.options.given import code_of, given
 from kresume.options.lookup import INHERITED, flag_of
 from kresume.options.settings import DEFAULTS
 from kresume.options.table import TrainConfig
+from kresume.spelling import in_python, joined, option, setting
 
 LASTING = INHERITED | {"freeze", "unfreeze_at", "until", "distill"}
 """Options about how a run trains. Others name sources and places, or say how much and at which rate this run trains."""
@@ -56,19 +57,17 @@ def describe_differences(parent: TrainConfig, child: TrainConfig, asked: TrainCo
         unset = "off" if name in SWITCHED or getattr(DEFAULTS, name, None) is not None else "not given"
         was = unset if before is None else _words(before)
         words.append(f"{shown(name, now)} (the parent: {was})")
-    return f"{' '.join(words)}{'; ' if words else ''}{'all others are' if words else 'all are'} the parent's"
+    return f"{joined(words)}{'; ' if words else ''}{'all others are' if words else 'all are'} the parent's"
 
 
 def shown(name: str, value: Any) -> str:
-    """Formats an option with its value as on the command line."""
-    flag = flag_of(name)
-    if value is False or (value is None and getattr(DEFAULTS, name, None) is True):
-        return f"--no-{flag[2:]}"
+    """Formats an option with its value as the user gives it."""
+    named = flag_of(name)[2:]
+    if value is None and getattr(DEFAULTS, name, None) is True:
+        return setting(named, False)
     if value is None:
-        return f"no {flag}"
-    if value is True:
-        return flag
-    return " ".join(f"{flag} {item}" for item in (value if isinstance(value, (list, tuple)) else [value]))
+        return f"{option(named)}None" if in_python() else f"no {option(named)}"
+    return setting(named, value)
 
 
 def _words(value: Any) -> str:

@@ -361,7 +361,7 @@ def test_a_backbone_alone_needs_its_pixels(place, presets):
         kresume.plan(None, quiet=True, **options)
     plan = kresume.plan(None, quiet=True, pixels="torch", **options)
     assert "73 weights of backbone (MobileNetBackbone); it holds no preprocessing" in str(plan)
-    assert "pixels:   torch (--pixels), 16x16" in str(plan)
+    assert "pixels:   torch (pixels=), 16x16" in str(plan)
     assert "all but the head for the first epoch" in str(plan)
     model, _ = hub.from_preset("backbone", 2, (16, 16))
     assert [type(layer).__name__ for layer in model.layers if layer.weights] == ["Functional", "Dense"]

@@ -120,7 +120,7 @@ def test_the_plan_says_what_grows_and_writes_nothing(folder, monkeypatch):
     text = str(plan)
     assert "classes:  5 (the parent's, and 2 new): circle, square, stripes, apple, zebra" in text
     assert "grow:     3 -> 5 classes in the layer head: apple (" in text
-    assert "balanced by class, because classes are new (--balance none turns it off)" in text
+    assert "balanced by class, because classes are new (balance='none' turns it off)" in text
     assert plan.as_dict()["growth"]
     assert "by class: circle 8+2, square 8+0, stripes 8+0, apple 0+6, zebra 0+6 (old + new)" in text
     zebra = plan.as_dict()["per_class"]["zebra"]

@@ -67,7 +67,7 @@ def test_the_parents_answers_are_kept(tmp_path, place):
     assert record["teaching"]["weight"] == 10
     plan = kresume.plan(str(tmp_path / "near"), add=[str(place / "more")], grow=True, quiet=True, lr=1e-3)
     assert "distill: " not in str(plan)  # a choice of that run alone
-    assert "no --distill (the parent: 10.0)" in str(plan)
+    assert "distill=None (the parent: 10.0)" in str(plan)
 
 
 @pytest.mark.one_backend(trains=True)

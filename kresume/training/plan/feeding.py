@@ -336,7 +336,7 @@ def _feedings(
     layouts = (layout,) if axes is not None else alternatives(layout)
     names = (stated,) if stated else conventions.names_for(layout.channels, grey=grey)
     return {
-        name if each == layouts[0] else f"{name} with --axes {each.axes}": (name, each)
+        name if each == layouts[0] else f"{name} with axes {each.axes}": (name, each)
         for each in layouts
         for name in names
     }

@@ -28,7 +28,7 @@ from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.runs import dropped_by
-from kresume.spelling import counted, option
+from kresume.spelling import counted, option, respelled
 from kresume.tasks.table import class_count
 from kresume.training.plan.growth import ways_on
 from kresume.training.plan.parent import Parent
@@ -151,7 +151,7 @@ def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str
         )
     if len(classes) != wanted:
         raise UsageError(
-            f"{source} has {has}, but there are {len(classes)} classes, {reason} ({show_classes(classes[:12])}"
+            f"{source} has {has}, but there are {len(classes)} classes, {respelled(reason)} ({show_classes(classes[:12])}"
             f"{', …' if len(classes) > 12 else ''}): give the names of the outputs in their order with "
             f"{option('classes', 'a,b,c')}"
         )

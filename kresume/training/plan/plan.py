@@ -13,7 +13,8 @@ from typing import Any
 
 from kresume.class_names import show_classes
 from kresume.images.mixing import Shares
-from kresume.spelling import counted, option
+from kresume.options.lookup import flag_of
+from kresume.spelling import Speller, counted, joined, notation, option, respelled, setting, spelled
 from kresume.values.amount import Amount
 from kresume.values.card import Card
 from kresume.values.estimate import Estimate
@@ -57,6 +58,7 @@ class Plan:
         average: what is mixed into the result, in words; empty if nothing is.
         noise: how small a difference the validation images can show.
         precision: what the layers compute in, in words; empty for float32.
+        speller: how the user who asked for the plan spells options; not in the JSON form.
     """
 
     action: str
@@ -88,11 +90,12 @@ class Plan:
     differs: str = ""
     precision: str = ""
     per_class: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    speller: Speller = field(default_factory=notation, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form that `--json` prints."""
         return {
-            **vars(self),
+            **{name: value for name, value in vars(self).items() if name != "speller"},
             "images": dict(self.images),
             "card": self.card.as_dict(),
             "rate": self.rate.as_dict(),
@@ -105,6 +108,10 @@ class Plan:
         }
 
     def __str__(self) -> str:
+        with spelled(self.speller):
+            return self._text()
+
+    def _text(self) -> str:
         images, card, amount = self.images, self.card, self.amount
         quarantined = f", {images['quarantined']:,} quarantined (quarantine.csv)" if images["quarantined"] else ""
         origins = f": {images['old']:,} old, {images['new']:,} new" if self.parent else ""
@@ -113,11 +120,11 @@ class Plan:
         classes = show_classes(card.classes[:MOST_CLASSES]) + (", …" if len(card.classes) > MOST_CLASSES else "")
         seen = f", {images['seen']:,} of them seen in training" if images.get("seen") else ""
         per_epoch = (self.shares.images if self.shares else images["train"]) / amount.batch_size
-        sampled = f" ({self.interpolation_reason})" if self.interpolation_reason else ""
+        sampled = f" ({respelled(self.interpolation_reason)})" if self.interpolation_reason else ""
         steps = f"{amount.steps:,} step{'s' if amount.steps > 1 else ''}"
         epochs = f"{amount.epochs} {'more ' if self.parent else ''}epoch{'s' if amount.epochs > 1 else ''}"
         balanced = f"; balanced by class, because classes are new ({option('balance', 'none')} turns it off)"
-        if not self.growth or self.balance != "class" or "--balance" in self.options:
+        if not self.growth or self.balance != "class" or flag_of("balance") in self.options:
             balanced = ""
         lines = [
             ("run", f"{self.out} ({self.action})"),
@@ -126,38 +133,32 @@ class Plan:
             ("images", f"{images['total']:,}{origins}{doubles}{dropped}{quarantined}"),
             ("split", f"{images['train']:,} train, {self.sides}"),
             ("by class", describe_per_class(self.per_class) if self.parent else ""),
-            ("classes", f"{len(card.classes)} ({self.classes_reason}): {classes}"),
+            ("classes", f"{len(card.classes)} ({respelled(self.classes_reason)}): {classes}"),
             ("grow", self.growth),
             ("freeze", self.frozen),
             ("distill", self.distilled),
             ("average", self.average),
             (
                 "pixels",
-                f"{card.pixels} ({self.pixels_reason}), {card.image_size[0]}x{card.image_size[1]}, "
+                f"{card.pixels} ({respelled(self.pixels_reason)}), {card.image_size[0]}x{card.image_size[1]}, "
                 f"{card.resize}, {card.interpolation}{sampled}",
             ),
             ("before", describe_scores(self.before) + seen if self.before else ""),
             ("noise", self.noise),
-            ("rate", str(self.rate)),
+            ("rate", respelled(str(self.rate))),
             (
                 "train",
-                f"{epochs} = {steps} of {amount.batch_size} ({per_epoch:.1f} an epoch; {amount.reason}); "
-                f"{self.optimizer}, {self.loss}",
+                f"{epochs} = {steps} of {amount.batch_size} ({per_epoch:.1f} an epoch; {respelled(amount.reason)}); "
+                f"{self.optimizer}, {respelled(self.loss)}",
             ),
             ("layers", self.precision),
             ("time", str(self.time or "")),
             ("disk", self.disk),
             ("epoch", f"{self.shares or ''}{balanced}"),
-            ("options", self.differs or " ".join(_shown(name, value) for name, value in self.options.items())),
+            ("options", self.differs or joined(setting(name[2:], value) for name, value in self.options.items())),
             *(("note", note) for note in self.notes),
         ]
         return "\n".join(f"{name + ':':<10}{text}" for name, text in lines if text)
-
-
-def _shown(flag: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return flag if value else f"--no-{flag[2:]}"
-    return " ".join(f"{flag} {item}" for item in (value if isinstance(value, (list, tuple)) else [value]))
 
 
 def describe_per_class(per_class: Mapping[str, Mapping[str, int]]) -> str:
