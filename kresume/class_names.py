@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume.errors import UsageError
+from kresume.spelling import option
 
 FORMS = (
     'one name per line, "0 cat" lines, {"cat": 0}, {"0": "cat"}, ["cat", "dog"], or CSV with a column of names and, if it '
@@ -41,19 +42,19 @@ def read_classes(value: str) -> tuple[str, ...]:
     Raises:
         UsageError: if a name occurs twice, there are no names, or the numbers have a gap.
     """
-    path = Path(value)
+    path, said = Path(value), option("classes", value)
     is_file = _is_file(path)
     try:
         names = _read_file(path) if is_file else tuple(_row(value))
     except _NoNamesError as error:
-        raise UsageError(f"--classes {value}: {error}; a file holds {FORMS}") from None
+        raise UsageError(f"{said}: {error}; a file holds {FORMS}") from None
     if not names or not all(names):
-        raise UsageError(f"--classes {value}: holds no name" if not names else f"--classes {value}: one name is empty")
+        raise UsageError(f"{said}: holds no name" if not names else f"{said}: one name is empty")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UsageError(f"--classes {value}: stands twice: {', '.join(twice)}")
+        raise UsageError(f"{said}: stands twice: {', '.join(twice)}")
     if len(names) == 1 and not is_file and (path.suffix.lower() in {".txt", ".json", ".csv", ".tsv"} or "/" in value):
-        raise UsageError(f"--classes {value}: there is no such file")
+        raise UsageError(f"{said}: there is no such file")
     return names
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from kresume.spelling import option
+
 TRACE = "native-trace.txt"
 KEPT = "native-trace-{}.txt"
 NOTEBOOK = "ipykernel"
@@ -38,20 +40,21 @@ class Crash:
     reason: str
     trace: Path
 
-    def tell(self, choice: str = "--backend ") -> str:
-        """Describes the crash and what to try; `choice` is how a backend is selected."""
+    def tell(self, choice: str = "") -> str:
+        """Describes the crash and what to try; `choice` is how a backend is selected, empty for the option."""
         return (
             f"the process before this one died in native code ({self.reason}), not in Python: its trace is {self.trace}. "
             f"If it dies again: {way_on(choice)}"
         )
 
 
-def way_on(choice: str = "--backend ") -> str:
+def way_on(choice: str = "") -> str:
     """Suggests what to try after a crash in native code, for the current backend."""
     backend = sys.modules["keras"].config.backend() if "keras" in sys.modules else "tensorflow"
     if backend == "jax":
-        return f"try {choice}tensorflow"
-    return f"put TF_ENABLE_ONEDNN_OPTS=0 in front of the command (TensorFlow's other CPU kernels), or try {choice}jax"
+        return f"try {f'{choice}tensorflow' if choice else option('backend', 'tensorflow')}"
+    kernels = "put TF_ENABLE_ONEDNN_OPTS=0 in front of the command (TensorFlow's other CPU kernels)"
+    return f"{kernels}, or try {f'{choice}jax' if choice else option('backend', 'jax')}"
 
 
 def death(returncode: int) -> str | None:

@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any
 
 from kresume.errors import RunError
+from kresume.spelling import option
 from kresume.storage import atomic
 
 NAME = "lock.json"
@@ -121,7 +122,7 @@ class Lock:
     Args:
         run: the run's directory.
         take_over: take the lock from a holder on another host without waiting for its heartbeat to expire.
-        way_on: the option that takes the lock over, for messages.
+        way_on: what takes the lock over, for messages; empty for the option that does.
         say: called with a text and a countdown before each wait.
     """
 
@@ -130,7 +131,7 @@ class Lock:
         run: Path,
         *,
         take_over: bool = False,
-        way_on: str = "--take-over",
+        way_on: str = "",
         say: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
@@ -138,7 +139,7 @@ class Lock:
     ) -> None:
         self.run = run
         self.take_over = take_over
-        self.way_on = way_on
+        self.way_on = way_on or option("take-over", True)
         self.say = say
         self.clock = clock
         self.sleep = sleep

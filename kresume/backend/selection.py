@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from kresume.backend import hosts, tpu
 from kresume.backend.keras_settings import require_whole_floats
 from kresume.errors import MissingPackage, UsageError
 from kresume.reporter import Reporter
+from kresume.spelling import option
 
 BACKENDS = ("tensorflow", "jax")
 
@@ -83,7 +84,7 @@ def select(
     name = backend or default_backend()
     if name not in BACKENDS:
         raise UsageError(
-            f"unknown backend {name!r} (from {'--backend' if backend else 'KERAS_BACKEND'}): use tensorflow or jax"
+            f"unknown backend {name!r} (from {option('backend') if backend else 'KERAS_BACKEND'}): use tensorflow or jax"
         )
     if importlib.util.find_spec(name) is None:
         raise MissingPackage(f"the {name} backend needs the package `{name}`: pip install {name}")
@@ -138,7 +139,7 @@ def _share_batches(count: int | None, batch_size: int | None, say: Callable[[str
         by_process.setdefault(device.process_index, []).append(f"{device.platform}:{device.id}")
     found = [name for index in sorted(by_process) for name in by_process[index]]
     if count is not None and count > len(found):
-        raise UsageError(f"--devices {count}: JAX finds {len(found)} here ({', '.join(found)})")
+        raise UsageError(f"{option('devices', count)}: JAX finds {len(found)} here ({', '.join(found)})")
     used = 1 if batch_size is None else devices_for(batch_size, count, len(found), processes)
     deciding = processes > 1 and hosts.this().alone  # one process decides for all, by itself
     if batch_size is not None and len(found) > 1 and not deciding:
@@ -168,17 +169,17 @@ def devices_for(batch_size: int, count: int | None, found: int, processes: int =
     if not fitting:
         raise UsageError(
             f"{processes} processes share each batch evenly, and {batch_size} images do not divide by {processes}: give "
-            f"--batch-size {' or '.join(_nearest(batch_size, processes))}, or start "
+            f"{_either('batch-size', _nearest(batch_size, processes))}, or start "
             f"{' or '.join(_dividing(batch_size, processes))}"
         )
     if count is None:
         return fitting[-1]
     if count not in fitting:
-        near = [*map(str, [number for number in fitting if number < count][-1:])]
-        near += [*map(str, [number for number in fitting if number > count][:1])]
+        near = [number for number in fitting if number < count][-1:]
+        near += [number for number in fitting if number > count][:1]
         raise UsageError(
-            f"--devices {count}: they share each batch evenly, and {batch_size} images do not divide by {count}: "
-            f"give --batch-size {' or '.join(_nearest(batch_size, count))}, or --devices {' or '.join(near)}"
+            f"{option('devices', count)}: they share each batch evenly, and {batch_size} images do not divide by {count}: "
+            f"give {_either('batch-size', _nearest(batch_size, count))}, or {_either('devices', near)}"
         )
     return count
 
@@ -191,7 +192,7 @@ def describe_share(batch_size: int, used: int, found: int) -> str:
     sharing = f"{used} of {found} share" if used > 1 else f"1 of {found} takes"
     return (
         f"{sharing} each batch, because {batch_size:,} images do not divide by {found}: "
-        f"--batch-size {' or '.join(_nearest(batch_size, found))} uses all"
+        f"{_either('batch-size', _nearest(batch_size, found))} uses all"
     )
 
 
@@ -205,10 +206,15 @@ def _dividing(batch_size: int, processes: int) -> list[str]:
     return [f"{count} process{'es' * (count > 1)}" for count in near]
 
 
-def _nearest(batch_size: int, count: int) -> list[str]:
+def _nearest(batch_size: int, count: int) -> list[int]:
     """Returns the nearest sizes of a batch below and above that divide by `count`."""
     below = batch_size // count * count
-    return [str(size) for size in (below, below + count) if size]
+    return [size for size in (below, below + count) if size]
+
+
+def _either(name: str, values: Sequence[int]) -> str:
+    """Formats an option with the values to choose from."""
+    return " or ".join([option(name, values[0]), *map(str, values[1:])])
 
 
 @contextmanager
@@ -259,18 +265,22 @@ def _select_jax(device: str | None) -> None:
         jax.devices()
     except RuntimeError as error:
         raise UsageError(
-            f"--device {device}: JAX finds no such device here ({error}); `kresume doctor` lists them"
+            f"{option('device', device)}: JAX finds no such device here ({error}); `kresume doctor` lists them"
         ) from error
 
 
 def _select_tensorflow(device: str | None, count: int | None) -> None:
     if count is not None and count > 1:
-        raise UsageError(f"--devices {count}: several devices share a batch through JAX: give --backend jax too")
+        raise UsageError(
+            f"{option('devices', count)}: several devices share a batch through JAX: give {option('backend', 'jax')} too"
+        )
     tf = import_tensorflow()
     if device == "cpu":
         tf.config.set_visible_devices([], "GPU")
     elif device == "gpu" and not tf.config.list_physical_devices("GPU"):
-        raise UsageError("--device gpu: TensorFlow finds no such device here; `kresume doctor` lists them")
+        raise UsageError(
+            f"{option('device', 'gpu')}: TensorFlow finds no such device here; `kresume doctor` lists them"
+        )
     elif device == "tpu" or (device in {None, "auto"} and tf.config.list_physical_devices("TPU")):
         tpu.use_tpu()
 

@@ -14,6 +14,7 @@ import os
 import sys
 
 from kresume.errors import UsageError
+from kresume.spelling import option
 
 
 def use_tpu() -> None:
@@ -37,8 +38,8 @@ def use_tpu() -> None:
     except (ImportError, OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UsageError(
-            f"--device tpu: TensorFlow cannot use a TPU here ({reason[:300]}); `kresume doctor` shows what each backend finds, "
-            "and --backend jax uses all cores of a TPU"
+            f"{option('device', 'tpu')}: TensorFlow cannot use a TPU here ({reason[:300]}); `kresume doctor` shows what each "
+            f"backend finds, and {option('backend', 'jax')} uses all cores of a TPU"
         ) from error
     tf.distribute.experimental_set_strategy(strategy)
 

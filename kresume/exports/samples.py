@@ -196,7 +196,7 @@ def _choose(
             rows, origin = manifest.train_rows(), "training images (the run has none to validate)"
         return manifest.found(rows), manifest.labels[rows], origin
     made = [Found(path, "", path, 0, 0) for path in _generate(folder, loaded.spec)]
-    return made, np.full(GENERATED, -1), "generated pictures (--data PATH gives real ones)"
+    return made, np.full(GENERATED, -1), f"generated pictures ({option('data', 'PATH')} gives real ones)"
 
 
 def _read(found: Found, spec: DecodeSpec) -> tuple[np.ndarray, bytes | None] | str:

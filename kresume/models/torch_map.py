@@ -370,7 +370,9 @@ def _write_map(path: Path, proposal: Proposal, source: str) -> None:
     import yaml
 
     others = {label: names for label, _, names in proposal.unsure}
-    lines = [f"# Where each variable of the model is in {Path(source).name}. Correct it and give it with --map."]
+    lines = [
+        f"# Where each variable of the model is in {Path(source).name}. Correct it and give it with {option('map')}."
+    ]
     for label, conversion in proposal.conversions.items():
         unsure = others.get(label.rpartition("/")[0])
         entry = yaml.safe_dump(conversion.as_dict(), default_flow_style=True, sort_keys=False, width=1000).strip()

@@ -259,12 +259,12 @@ def _check_without(config: TrainConfig) -> None:
         name = _field(text, said, DROPPED)
         if about(name).held:
             raise UsageError(
-                f"{said}: the checkpoint itself holds it, and trains with it: give another value with {flag_of(name)}"
+                f"{said}: the checkpoint itself holds it, and trains with it: give another value with {_spelled(name)}"
             )
         if name not in INHERITED:
-            raise UsageError(f"{said}: a run does not take {flag_of(name)} over from its parent: leave it out")
+            raise UsageError(f"{said}: a run does not take {_spelled(name)} over from its parent: leave it out")
         if getattr(config, name) is not None:
-            raise UsageError(f"{said}: {flag_of(name)} is given, too: leave one of them out")
+            raise UsageError(f"{said}: {_spelled(name)} is given, too: leave one of them out")
     if config.without and config.from_ is None and config.out is None:
         raise UsageError(
             f"{option('without', config.without[0])} is about the options of a parent run: give {option('from')}"
@@ -309,7 +309,7 @@ def _kinds(name: str) -> set[Any]:
     return {get_origin(part) or part for part in get_args(field.annotation)} if field is not None else set()
 
 
-def _spelled(name: str, value: Any) -> str:
+def _spelled(name: str, value: Any = None) -> str:
     return option(flag_of(name)[2:], value)
 
 

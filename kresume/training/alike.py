@@ -22,6 +22,7 @@ from kresume.errors import Followed, UsageError
 from kresume.options.given import given
 from kresume.options.lookup import MAY_DIFFER
 from kresume.options.table import TrainConfig
+from kresume.spelling import option
 
 OF_ONE_HOST = MAY_DIFFER - {"devices", "num_processes"}
 """Options that may differ between the processes of a training. The files of `--import` are compared by their content."""
@@ -87,7 +88,7 @@ def _difference(leader: dict[str, Any], other: dict[str, Any], name: str) -> str
     zero = f"process 0 ({leader['host']})"
     for what, way in (
         ("packages", "install the same versions on every host"),
-        ("options", "give the same command on every host, with its own --process-id"),
+        ("options", f"give the same command on every host, with its own {option('process-id')}"),
         ("code", "give every host the same file"),
     ):
         rows = [

@@ -184,4 +184,6 @@ def _where_it_dies(path: Path) -> str:
     address = address_of(path)
     if not colab or is_remote(address) or str(Path(address).resolve()).startswith(DRIVE):
         return ""
-    return "\nwarning: this disk dies with the Colab session; put --out on a mounted drive (/content/drive/...)"
+    return (
+        f"\nwarning: this disk dies with the Colab session; put {option('out')} on a mounted drive (/content/drive/...)"
+    )

@@ -179,13 +179,17 @@ def continue_run(run: runs.Run, config: TrainConfig) -> Start:
 
 
 def _mismatch(run: runs.Run, config: TrainConfig, differing: list[tuple[str, object, object]]) -> str:
-    rows = "; ".join(f"{flag_of(name)}: {_shown(before)} -> {_shown(now)}" for name, before, now in differing)
+    rows = "; ".join(f"{_named(name)}: {_shown(before)} -> {_shown(now)}" for name, before, now in differing)
     state = "a finished" if run.finished else "an interrupted"
     go_on = "" if run.finished else f"continue it unchanged with `{to_train(out=str(run.path))}`, or "
     return (
         f"{run.path} is {state} run with other options ({rows}): {go_on}start a new run from it with "
         f"`{_extended(run, config, {name for name, _, _ in differing})}`"
     )
+
+
+def _named(name: str) -> str:
+    return option(flag_of(name)[2:]).removesuffix("=")
 
 
 def _shown(value: object) -> str:

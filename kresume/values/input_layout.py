@@ -16,6 +16,7 @@ from itertools import permutations
 from typing import Any
 
 from kresume.errors import UsageError
+from kresume.spelling import option
 
 AXES = tuple("".join(axes) for letters in ("hwc", "hw") for axes in permutations(letters))
 """All orders of height, width and channels; grey images may have no channel axis."""
@@ -131,7 +132,7 @@ def read_layout(shape: Shape, size: Size | None = None, axes: str | None = None)
         UsageError: if no layout has that shape; the message says what to give.
     """
     if axes is not None and axes not in AXES:
-        raise UsageError(f"--axes {axes}: give the order of height, width and channels: {', '.join(AXES)}")
+        raise UsageError(f"{option('axes', axes)}: give the order of height, width and channels: {', '.join(AXES)}")
     fitting = [(layout, found) for layout in _candidates(axes) for found in layout.sizes(shape, size)]
     if not fitting:
         raise UsageError(_refusal(tuple(shape), size, axes))
@@ -163,10 +164,12 @@ def _candidates(axes: str | None) -> Iterator[InputLayout]:
 def _refusal(shape: tuple[int | None, ...], size: Size | None, axes: str | None) -> str:
     shown = f"the model's input has the shape (batch, {', '.join('any' if n is None else str(n) for n in shape)})"
     if len(shape) == 1 and shape[0] is not None and axes is None:
-        given = f"--image-size {size[0]}x{size[1]} has not so many pixels" if size else "no square picture has so many"
-        return f"{shown}: {given}, grey or RGB; give --image-size HEIGHTxWIDTH"
+        given = "no square picture has so many"
+        if size:
+            given = f"{option('image-size', f'{size[0]}x{size[1]}')} has not so many pixels"
+        return f"{shown}: {given}, grey or RGB; give {option('image-size', 'HEIGHTxWIDTH')}"
     if axes is not None:
-        return f"{shown}, which is none of a picture with --axes {axes}"
+        return f"{shown}, which is none of a picture with {option('axes', axes)}"
     return (
         f"{shown}; kresume feeds it pictures, RGB or grey: (batch, height, width, 3), (batch, height, width, 1), "
         "(batch, 3, height, width), (batch, height, width) or one row of numbers"

@@ -76,7 +76,7 @@ def test_settings_that_change_are_named(tmp_path, options, case):
     note = settings(kresume.plan(checkpoint(tmp_path), classes=",".join(CLASSES), **options, **changes))
     assert [each for each in expected if each not in note] == []
     assert note.count("->") == len(expected)
-    assert ("--weight-decay 0.02 keeps that one" in note) == ("weight_decay" in note)
+    assert ("weight_decay=0.02 keeps that one" in note) == ("weight_decay" in note)
 
 
 @pytest.mark.one_backend(trains=True)

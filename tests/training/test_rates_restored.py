@@ -165,7 +165,7 @@ def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, picture
         "classes": ",".join(CLASSES),  # after five steps on noise, another order may fit by chance
     }
     path = str(written / "schedule.weights.h5")
-    with pytest.raises(UsageError, match=r"does not say its learning rate .*give --lr F"):
+    with pytest.raises(UsageError, match=r"does not say its learning rate .*give --lr, the rate"):
         make_plan(from_arguments(path, arguments), quiet)
     assert make_plan(from_arguments(path, {**arguments, "lr": 0.01}), quiet).rate.peak == 0.01
 

@@ -88,7 +88,7 @@ def write_report(path: str, against: str | None = None, out: str | None = None) 
         return written
     except OSError as error:
         raise RunError(
-            f"{target} cannot be written ({error.strerror or error}): make room, or give another file with --out"
+            f"{target} cannot be written ({error.strerror or error}): make room, or give another file with {option('out')}"
         ) from error
 
 

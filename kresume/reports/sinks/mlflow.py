@@ -20,6 +20,7 @@ from typing import Any
 from kresume import runs
 from kresume.errors import MissingPackage
 from kresume.reports.sinks import Entry, Line
+from kresume.spelling import option
 from kresume.storage import atomic
 
 RECORD = "mlflow.json"
@@ -43,7 +44,9 @@ def check_installed() -> None:
         MissingPackage: the message gives the command that installs it.
     """
     if importlib.util.find_spec("mlflow") is None:
-        raise MissingPackage("--mlflow needs the package `mlflow-skinny`: pip install 'kresume[mlflow]'")
+        raise MissingPackage(
+            f"{option('mlflow', True)} needs the package `mlflow-skinny`: pip install 'kresume[mlflow]'"
+        )
 
 
 class MLflow:

@@ -24,6 +24,7 @@ from kresume.backend import hosts, live_state
 from kresume.errors import NotFinite, Stopped, TrainingError
 from kresume.models import other_variables
 from kresume.models.statistics import GROUP, Statistics
+from kresume.spelling import option
 from kresume.training.loop import callback_state
 from kresume.training.loop.progress import Progress
 from kresume.training.loop.stop import StopRequest
@@ -272,7 +273,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         name, mode = self.monitor
         if name not in logs:
             known = ", ".join(sorted(key for key in logs if not key.startswith("classes.")))
-            raise TrainingError(f"--monitor {name}: no such metric in this run; known are {known}")
+            raise TrainingError(f"{option('monitor', name)}: no such metric in this run; known are {known}")
         value, best = float(logs[name]), self.progress.best
         if not math.isfinite(value) or not self.within():
             return False  # after one that is not finite no later value could be better

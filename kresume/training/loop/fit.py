@@ -20,6 +20,7 @@ from kresume.backend import live_state
 from kresume.errors import CheckpointError
 from kresume.images.tf_data import for_fit
 from kresume.models import match_groups, match_slots, slots, structure
+from kresume.options.given import to_train
 from kresume.spelling import counted
 from kresume.training.loop.callbacks import Cutter, Keeper
 from kresume.values.state import TrainState
@@ -108,7 +109,7 @@ def assign_state(
     *,
     metrics: bool = True,
     same_weights: bool = True,
-    way_on: str = "extend the run with `--from RUN --model ...`",
+    way_on: str = "",
 ) -> list[str]:
     """Assigns a snapshot to a compiled and built model.
 
@@ -124,7 +125,7 @@ def assign_state(
             metrics need not be built yet.
         same_weights: True requires that the same weights train as in the snapshot. False ignores slots of weights that
             are frozen now, and starts slots of weights that were frozen then fresh.
-        way_on: the advice in an error if the model differs.
+        way_on: the advice in an error if the model differs; empty for that of a run.
 
     Returns:
         Notes for the user: slots that were ignored, and slots that start fresh.
@@ -132,6 +133,7 @@ def assign_state(
     Raises:
         CheckpointError: a variable has no array, an array has no variable, or a shape differs.
     """
+    way_on = way_on or f"extend the run with `{to_train(from_='RUN', model='...')}`"
     variables, arrays = live_state.variables_of(model), groups_of(state)
     if metrics:
         _check(model, "metrics", variables["metrics"], arrays["metrics"], way_on)

@@ -19,6 +19,7 @@ import keras
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
+from kresume.spelling import option
 
 FOLDER = "profile"
 FIRST, LAST = 5, 10
@@ -51,7 +52,7 @@ class Profiler(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
         """Ends the trace of a training that is shorter, or says that there is none."""
         if self._done < FIRST:
             self._reporter.warn(
-                f"--profile traces steps {FIRST + 1} to {LAST} of a process, and this one had {self._done}"
+                f"{option('profile', True)} traces steps {FIRST + 1} to {LAST} of a process, and this one had {self._done}"
             )
         self.stop()
 
@@ -78,7 +79,9 @@ class Profiler(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
-        self._reporter.warn(f"--profile: no trace could be written ({type(error).__name__}: {error}); training goes on")
+        self._reporter.warn(
+            f"{option('profile', True)}: no trace could be written ({type(error).__name__}: {error}); training goes on"
+        )
 
 
 def _under_jax() -> bool:

@@ -16,6 +16,7 @@ from kresume.images.scans import FOLDER, epochs_begun
 from kresume.lock import NAME as LOCK
 from kresume.models import other_variables, structure
 from kresume.models.statistics import stored
+from kresume.spelling import option
 from kresume.storage import atomic
 from kresume.training.loop.callbacks import Resumption
 from kresume.training.loop.fit import assign_state, groups_of
@@ -110,5 +111,5 @@ def _say_where(session: Session, state: TrainState, lost: int) -> None:
     if lost > 0:
         session.reporter.say(
             f"the process before ended {lost:,} epoch{'s' * (lost > 1)} after its last snapshot: they are repeated, "
-            "with the same result (--snapshot-every N takes one more often; SIGTERM and Ctrl-C lose nothing)"
+            f"with the same result ({option('snapshot-every', 'N')} takes one more often; SIGTERM and Ctrl-C lose nothing)"
         )

@@ -108,7 +108,7 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
     if config.new_head:
         parent = without_images(config, parent)
     if config.from_ is not None and parent is None:
-        reporter.say(f"no checkpoint at {config.from_}: starting with initial weights (--or-new)")
+        reporter.say(f"no checkpoint at {config.from_}: starting with initial weights ({option('or-new', True)})")
     check_asked(config, parent)
     check_sources(config, parent, sources)
     classes, classes_reason = decide_classes(config, parent, sources)

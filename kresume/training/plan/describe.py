@@ -13,6 +13,7 @@ from kresume.options.given import given
 from kresume.options.lookup import flag_of
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
+from kresume.spelling import option
 from kresume.training.plan.averaging import describe_average
 from kresume.training.plan.disk import describe_disk
 from kresume.training.plan.draft import Data, Loaded
@@ -69,7 +70,8 @@ def describe(
     left_out = ""
     if loaded.unused_metrics:
         left_out = (
-            f"metrics of the checkpoint are not computed: {', '.join(loaded.unused_metrics)}; --metric NAME adds one"
+            f"metrics of the checkpoint are not computed: {', '.join(loaded.unused_metrics)}; {option('metric', 'NAME')} "
+            "adds one"
         )
     notes = [note for note in (loaded.loss.note, left_out, ahead) if note]
     notes += [*(parent.notes if parent is not None else ()), *data.feeding.notes]

@@ -41,7 +41,7 @@ def check_order(
             found,
             classes,
             f"{images} old images",
-            assumed="--classes" if asked else "the sorted order",
+            assumed=option("classes") if asked else "the sorted order",
             fed=f" with pixels {pixels}" if pixels else "",
         )
         if asked:

@@ -86,8 +86,10 @@ def _changed_settings(config: TrainConfig, parent: Parent | None, live: Live, no
     if not changed:
         return ""
     decay = before.get("weight_decay")
-    keep = f"; --weight-decay {decay:g} keeps that one" if decay and changed[0].startswith("weight_decay") else ""
-    others = "others are set where the function of --model compiles"
+    keep = (
+        f"; {option('weight-decay', decay)} keeps that one" if decay and changed[0].startswith("weight_decay") else ""
+    )
+    others = f"others are set where the function of {option('model')} compiles"
     return f"settings of the optimizer change: {', '.join(changed)}{keep}; {others}"
 
 
@@ -104,7 +106,7 @@ def _decay(config: TrainConfig, parent: Parent | None, live: Live, wanted: Saved
         if config.exclude_from_weight_decay and names:
             given = option("exclude-from-weight-decay", ",".join(config.exclude_from_weight_decay))
             raise UsageError(
-                f"{given}: {wanted.class_name} has no weight decay here: give {option('weight-decay', 'F')} too"
+                f"{given}: {wanted.class_name} has no weight decay here: give {option('weight-decay')} too"
             )
         return ""
     if names:

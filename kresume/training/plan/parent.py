@@ -26,6 +26,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.scans import remembered
 from kresume.options.settings import DEFAULTS, default_rate
 from kresume.options.table import TrainConfig
+from kresume.spelling import option
 from kresume.staging.fetch import here
 from kresume.training.plan.kept_averages import keep_averages
 from kresume.values.card import Card
@@ -79,7 +80,7 @@ class Parent:
             inside = f", {records['batch']:,} batches into the next" if records.get("batch") else ""
             said.append(
                 f"{source} is a training that was interrupted after {records['epoch']:,} epochs{inside}; how many it "
-                "had left is not recorded there: --epochs says how many more"
+                f"had left is not recorded there: {option('epochs')} says how many more"
             )
         return tuple(said)
 
@@ -129,8 +130,8 @@ def read_parent(config: TrainConfig) -> Parent | None:
     if config.or_new and not path.exists() and find_run(config.from_) is None and not _has_prefix(path):
         if not path.absolute().parent.is_dir():
             raise UsageError(
-                f"--or-new: {path.absolute().parent} does not exist, so it is unknown whether {path.name} does: is the "
-                "drive mounted? Create the folder if this is the first run"
+                f"{option('or-new', True)}: {path.absolute().parent} does not exist, so it is unknown whether {path.name} "
+                "does: is the drive mounted? Create the folder if this is the first run"
             )
         return None
     run = find_run(config.from_)
@@ -138,7 +139,7 @@ def read_parent(config: TrainConfig) -> Parent | None:
         state = read_checkpoint(config.from_, config.optimizer_from)
     except MissingCheckpoint as error:
         raise MissingCheckpoint(
-            f"{error}; to start with initial weights if there is no checkpoint yet, add --or-new"
+            f"{error}; to start with initial weights if there is no checkpoint yet, add {option('or-new', True)}"
         ) from None
     if run is None:
         return Parent(state, None, None)
@@ -179,17 +180,19 @@ def choose_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> 
     saved_optimizer.check_can_keep(parent.state, asked or (own and own.class_name) or DEFAULTS.optimizer)
     decay = saved_optimizer.coupled_decay(parent.state, asked or (own.class_name if own else None) or "")
     if decay and config.weight_decay is None:
+        equal = option("weight-decay", float(f"{_equal_decay(stored, decay):g}"))
         raise UsageError(
             f"{parent.state.source} was trained with a weight decay of {decay:g} inside the gradient, which Keras's optimizers "
-            f"do not offer: give --weight-decay {_equal_decay(stored, decay):g} (beside the gradient, about the same in the "
-            "long run), or --weight-decay 0"
+            f"do not offer: give {equal} (beside the gradient, about the same in the long run), or "
+            f"{option('weight-decay', 0)}"
         )
     if stored is None:
         apart = names_of(parent.state).optimizer_apart
-        beside = ", or name the file that it is in with --optimizer-from FILE" if apart else ""
+        beside = f", or name the file that it is in with {option('optimizer-from', 'FILE')}" if apart else ""
+        named = (asked or (own and own.class_name) or DEFAULTS.optimizer).lower()
         raise CheckpointError(
             f"{parent.state.source} holds no optimizer state: training can only start its optimizer fresh; "
-            f"confirm that with --optimizer {(asked or (own and own.class_name) or DEFAULTS.optimizer).lower()}:reset{beside}"
+            f"confirm that with {option('optimizer', f'{named}:reset')}{beside}"
         )
     changes = {"weight_decay": config.weight_decay, "ema_momentum": config.ema}
     given = {name: value for name, value in changes.items() if value is not None}
@@ -373,8 +376,8 @@ def saved_rate(config: TrainConfig, parent: Parent | None, live: Live, wanted: S
     rate, stored = parent.state.rate or (_compiled_rate(live) if live.kept else None), parent.state.optimizer
     if rate is None and live.kept and config.lr is None:
         raise UsageError(
-            f"{config.from_} does not say its learning rate (a schedule is not in such a file): give --lr F, the rate or peak "
-            "to use"
+            f"{config.from_} does not say its learning rate (a schedule is not in such a file): give {option('lr')}, the "
+            "rate or peak to use"
         )
     saved = stored.class_name if stored is not None else None
     if rate is None or saved is None or optimizers.comparable_rates(saved, wanted.class_name):
@@ -382,7 +385,7 @@ def saved_rate(config: TrainConfig, parent: Parent | None, live: Live, wanted: S
     if config.lr is None:
         default = default_rate(str(wanted.class_name))
         raise UsageError(
-            f"--optimizer {config.optimizer}: the checkpoint's rate, {rate.value:g}, is {saved}'s and does not apply to "
-            f"{wanted.class_name}: give --lr (its default is {default:g})"
+            f"{option('optimizer', config.optimizer)}: the checkpoint's rate, {rate.value:g}, is {saved}'s and does not apply "
+            f"to {wanted.class_name}: give {option('lr')} (its default is {default:g})"
         )
     return rate

@@ -8,6 +8,7 @@ from kresume.errors import UsageError
 from kresume.models.inputs import check_size, layout_of
 from kresume.options.settings import DEFAULTS
 from kresume.options.table import TrainConfig
+from kresume.spelling import option
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
 from kresume.values.input_layout import InputLayout
@@ -35,7 +36,9 @@ def decode_spec(
     check_size(asked, fixed)
     size = asked or fixed or (card.image_size if card else None)
     if size is None:
-        raise UsageError("the model takes images of any size: say which to train on with --image-size N or HxW")
+        raise UsageError(
+            f"the model takes images of any size: say which to train on with {option('image-size')} (N or HxW)"
+        )
     spec = DecodeSpec(
         size[0],
         size[1],

@@ -47,7 +47,7 @@ def keras_rate(plan: RatePlan, origin: int) -> Any:
         if float(schedule(origin)) <= 0.0:
             raise UsageError(
                 f"the checkpoint's {plan.saved['class_name']} has ended at 0 after {origin:,} steps, so going on with it "
-                f"({option('lr-schedule', 'keep')}) would learn nothing: give {option('lr', 'F')}, or "
+                f"({option('lr-schedule', 'keep')}) would learn nothing: give {option('lr')}, or "
                 f"{option('lr-schedule', 'rewarm-cosine')}, which warms up to the checkpoint's rate again"
             )
         return schedule
@@ -86,8 +86,8 @@ def look_ahead(plan: RatePlan, origin: int) -> tuple[RatePlan, str]:
         return plan, ""  # it ends with the run, as it should
     return plan, (
         f"the checkpoint's {saved['class_name']} reaches 0 after {dead:,} of {plan.steps:,} steps: nothing is learned in "
-        f"the steps after that ({option('lr', 'F')} or {option('lr-schedule', 'rewarm-cosine')} continues, "
-        f"{option('steps', 'N')} ends with it)"
+        f"the steps after that ({option('lr')} or {option('lr-schedule', 'rewarm-cosine')} continues, "
+        f"{option('steps')} ends with it)"
     )
 
 

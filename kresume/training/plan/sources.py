@@ -52,12 +52,9 @@ def _check_new_only(config: TrainConfig, parent: Parent | None, sources: Sources
     if not config.new_only:
         return
     if parent is None or parent.manifest is not None or sources.data is not None:
-        whose = (
-            "--data gives them" if sources.data is not None else "the run records them" if parent is not None else ""
-        )
-        raise UsageError(
-            f"{option('new-only', True)} trains without the old images, but {whose or 'there is no checkpoint'}: leave it out"
-        )
+        known = "the run records them" if parent is not None else "there is no checkpoint"
+        whose = f"{option('data')} gives them" if sources.data is not None else known
+        raise UsageError(f"{option('new-only', True)} trains without the old images, but {whose}: leave it out")
     for name in ("replay", "mix", "max_forgetting"):
         value = getattr(config, name)
         if value not in {None, "concat"}:

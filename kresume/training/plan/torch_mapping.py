@@ -11,6 +11,7 @@ import numpy as np
 
 from kresume.checkpoints.skeleton import FILL_IN
 from kresume.errors import CheckpointError, UsageError
+from kresume.spelling import option
 
 WEAK_SHARE = 0.25
 """A share of the way from guessing to perfect: below it on its own training images, a model is probably wrong."""
@@ -65,8 +66,8 @@ def verify_mapping(source: str, predicted: np.ndarray, labels: np.ndarray) -> st
         raise CheckpointError(
             f"{source} fits the model's shapes but is right on {100 * accuracy:.1f} % of {count} old images, and "
             f"guessing reaches {100 * chance:.1f} %: the mapping is not verified. Another function of equal shapes (strides, "
-            "padding, activations, epsilon), another order of layers (--map-out FILE shows the mapping), another order of "
-            "--classes, other --pixels, or too few old images (--data)?"
+            f"padding, activations, epsilon), another order of layers ({option('map-out', 'FILE')} shows the mapping), another "
+            f"order of {option('classes')}, other {option('pixels')}, or too few old images ({option('data')})?"
         )
     found = f"{100 * accuracy:.1f} % of {count} old images"
     if accuracy < chance + WEAK_SHARE * (1.0 - chance):
