@@ -143,6 +143,86 @@ def test_a_long_or_unclear_file_is_noticed():
     assert unclear('"""Adds numbers.\n\nWhat it adds."""\n') == []
 
 
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*\b")
+COMMAND = re.compile(r"\b(?:kresume (?:train|inspect|predict)|tensorboard|tar) [^`,;:]*")
+FLAGS = {
+    "kresume/checkpoints/input_shape.py": "`kresume inspect` alone prints it",
+    "kresume/checkpoints/inspect.py": "`kresume inspect` alone prints it",
+    "kresume/checkpoints/skeleton.py": "`kresume inspect` alone writes it",
+    "kresume/cli.py": "the command line",
+    "kresume/commands/": "the command line",
+    "kresume/demo.py": "runs commands",
+    "kresume/exports/serving.py": "a file for those who serve, with commands",
+    "kresume/options/given.py": "writes commands",
+    "kresume/options/neighbours.py": "corrects flags",
+    "kresume/options/of_": "help texts",
+    "kresume/options/resolve.py": "`--set` and `--config` are of the command line alone",
+    "kresume/reports/contact_sheet.py": "`kresume data` alone draws it",
+    "kresume/reports/data.py": "`kresume data` alone prints it",
+    "kresume/reports/doctor/": "`kresume doctor` alone prints it",
+    "kresume/reports/generation.py": "names of changed options in JSON, the same for all who read it",
+    "kresume/reports/page/": "pages name options in one way, whoever reads them",
+    "kresume/spelling.py": "writes flags",
+}
+"""Files whose texts may hold flags, each with the reason."""
+RECORDED = {
+    "kresume/models/losses.py": ["--loss", "as --model compiles it", "{}, as --model compiles it"],
+    "kresume/training/plan/amount.py": ["--epochs", "--steps"],
+    "kresume/training/plan/feeding.py": ["--pixels"],
+    "kresume/training/plan/images.py": ["--classes", "--classes, {} of them new"],
+    "kresume/training/plan/rate.py": ["--lr", "--lr-scale {}", "{} that --model compiles"],
+    "kresume/training/plan/torch_mapping.py": [
+        "WEAK mapping: better than guessing ({} %) and no more, {}: if the training was good, something of --model is still "
+        "to be filled in (strides, padding, activations, sums)"
+    ],
+}
+"""Reasons that `run.json` records with flags; `respelled` formats them where they are shown."""
+
+
+def texts(source):
+    """Yields every text of a file that is no docstring, with `{}` for what a format string inserts."""
+    tree = ast.parse(source)
+    nodes = list(ast.walk(tree))
+    bodies = [body for node in nodes if isinstance(body := getattr(node, "body", None), list)]
+    skipped = {id(each.value) for body in bodies for each in body if isinstance(each, ast.Expr)}
+    formats = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+    skipped |= {id(part) for node in formats for part in node.values}
+    for node in formats:
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            yield node.value
+
+
+def flagged(source):
+    """Returns the texts of a file that hold a flag of kresume, apart from commands for the shell."""
+    return [text for text in texts(source) if FLAG.search(COMMAND.sub("", text))]
+
+
+def test_messages_name_options_as_the_user_gives_them(sources):
+    """No text names an option as a flag: `option` does where the user is at the command line."""
+    found = {
+        path: [text for text in flagged(source) if text not in RECORDED.get(path, [])]
+        for path, source in sources.items()
+        if not path.startswith(tuple(FLAGS))
+    }
+    assert {path: each for path, each in found.items() if each} == {}
+
+
+def test_every_place_where_flags_may_stand_is_needed(sources):
+    """Each listed file holds flags, and each recorded reason is there."""
+    holding = {path: flagged(source) for path, source in sources.items()}
+    assert [name for name in FLAGS if not any(each for path, each in holding.items() if path.startswith(name))] == []
+    assert [(path, text) for path, each in RECORDED.items() for text in each if text not in holding[path]] == []
+
+
+def test_a_flag_in_a_message_is_noticed():
+    """The checks above can fail."""
+    assert flagged('raise E(f"{x}: give " f"--lr {y}, or another")') == ["{}: give --lr {}, or another"]
+    assert flagged("say(f\"{option('lr')} is given: `kresume train --from {x}`, or --add too\")") != []
+    assert flagged('"""A docstring with --lr."""\nsay("kresume train --from a --lr 1", "--xla_gpu_x=1", "a--b")') == []
+
+
 BENCHES = ("export", "images", "job", "near", "overhead", "readers", "restart", "snapshot")
 
 
