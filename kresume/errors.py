@@ -138,10 +138,6 @@ class PeerDied(KresumeError):
 
     exit_code = 75
     AGAIN = "a peer died; run the same command again"
-    NOT_MET = (
-        "the processes of this training did not meet: start one on each host with the same options, each with its own "
-        "--process-id from 0 on, and check that process 0 runs and that its port can be reached"
-    )
 
     @classmethod
     def seen_by(cls, error: Exception) -> PeerDied:

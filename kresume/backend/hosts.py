@@ -1,6 +1,6 @@
 """Tells which process of a training this is, and shares decisions among several hosts.
 
-    hosts.join(hosts.find(coordinator, count, process), "cpu")
+    hosts.join(groups.find(coordinator, count, process), "cpu")
     with hosts.together():
         hosts.this()                        # Process(index=1, count=4)
         order = hosts.decided(look)         # process 0 calls look(); every process gets its value
@@ -19,7 +19,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from kresume.backend.groups import Group, check_port
 from kresume.errors import PeerDied, UsageError
 from kresume.spelling import option
 
@@ -37,8 +37,6 @@ JOIN_SECONDS = 300
 LEAVE_SECONDS = 30
 """How long they wait for each other at the end."""
 POLL_MILLISECONDS = 1000
-AUTO = "auto"
-"""As a coordinator: JAX finds the others by itself."""
 MISSING = object()
 OUTCOME = "kresume/outcome"
 
@@ -71,23 +69,6 @@ class Process:
         """Returns this process's contiguous share of something that divides evenly, of a batch for example."""
         each = length // self.count
         return slice(self.index * each, (self.index + 1) * each)
-
-
-@dataclass(frozen=True)
-class Group:
-    """The processes that train together, before they have met.
-
-    Attributes:
-        coordinator: `"HOST:PORT"` of process 0, or None where JAX finds it.
-        count: how many there are; None where JAX counts them.
-        process: which one this is; None where JAX knows.
-        found: who says so, for messages.
-    """
-
-    coordinator: str | None
-    count: int | None
-    process: int | None
-    found: str
 
 
 ALONE = Process()
@@ -134,59 +115,6 @@ def by_itself() -> AbstractContextManager[None]:
     return _acting_as(ALONE)
 
 
-def find(coordinator: str | None, count: int | None, process: int | None) -> Group | None:
-    """Finds out with how many other processes this one trains.
-
-    Args:
-        coordinator: `--coordinator`: `"HOST:PORT"`, or `"auto"`.
-        count: `--num-processes`.
-        process: `--process-id`.
-
-    Returns:
-        None for a training by one process: neither the options nor SLURM, Open MPI or a TPU pod say another.
-
-    Raises:
-        UsageError: the options do not fit together.
-    """
-    given = {"coordinator": coordinator, "num-processes": count, "process-id": process}
-    if count == 1:
-        return None
-    if coordinator == AUTO:
-        return Group(None, count, process, option("coordinator", AUTO))
-    if all(value is None for value in given.values()):
-        return _of_environment(os.environ)
-    missing = [option(name) for name, value in given.items() if value is None]
-    if missing:
-        raise UsageError(
-            f"several hosts need {option('coordinator', 'HOST:PORT')}, {option('num-processes')} and {option('process-id')}: "
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
-        )
-    host, _, port = str(coordinator).rpartition(":")
-    if not host or not port.isdigit():
-        raise UsageError(f"{option('coordinator', coordinator)}: give HOST:PORT of process 0, node1:12345 for example")
-    if process is not None and count is not None and not process < count:
-        raise UsageError(f"{option('process-id', process)}: give a number from 0 to {count - 1}, one to each process")
-    return Group(coordinator, count, process, option("coordinator", coordinator))
-
-
-def _of_environment(environment: Mapping[str, str]) -> Group | None:
-    """Returns the group that a launcher has started this process in; None for no launcher, or one process.
-
-    JAX reads the rest from the same variables.
-    """
-    sizes = {
-        "SLURM": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-        "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    }
-    for name, (size, rank) in sizes.items():
-        if environment.get(size, "1").isdigit() and int(environment.get(size, "1")) > 1 and rank in environment:
-            return Group(None, None, None, f"{name} ({size})")
-    for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
-        if "," in environment.get(name, "") and "TPU_WORKER_ID" in environment:
-            return Group(None, None, None, f"the TPU pod ({name})")
-    return None
-
-
 def join(group: Group, device: str | None) -> Process:
     """Meets the other processes; before anything else uses JAX.
 
@@ -212,7 +140,7 @@ def join(group: Group, device: str | None) -> Process:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(str(device), device))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM from `StopRequest`
-    _check_port(group)
+    check_port(group)
     try:
         with _ended_by_interrupts():
             jax.distributed.initialize(
@@ -232,21 +160,6 @@ def join(group: Group, device: str | None) -> Process:
 
     _joined = Process(global_state.process_id, global_state.num_processes)
     return _joined
-
-
-def _check_port(group: Group) -> None:
-    """Raises UsageError if process 0 cannot listen on its port, which would crash jaxlib."""
-    if group.coordinator is None or group.process != 0:
-        return
-    port = int(group.coordinator.rpartition(":")[2])
-    try:
-        socket.create_server(("", port)).close()
-    except (OSError, OverflowError) as error:
-        raise UsageError(
-            f"{option('coordinator', group.coordinator)}: process 0 cannot listen on port {port} of {socket.gethostname()} "
-            f"({os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error}): does another training use "
-            f"it, or another process with {option('process-id', 0)}? Else give all processes another port"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from kresume.errors import PeerDied
+from kresume.spelling import option
 
 CHILD, MET = "KRESUME_SUPERVISED", "KRESUME_MET"
 """Environment variables: the process which waits for this one, and the number of the file by which it hears of the others."""
@@ -70,7 +71,11 @@ def supervise(arguments: Sequence[str]) -> int:
     with open(hears, "rb") as file:
         have_met = bool(file.read())
     if code in {-signal.SIGABRT, 128 + signal.SIGABRT}:
-        raise PeerDied(PeerDied.AGAIN if have_met else PeerDied.NOT_MET)
+        not_met = (
+            "the processes of this training did not meet: start one on each host with the same options, each with its own "
+            f"{option('process-id')} from 0 on, and check that process 0 runs and that its port can be reached"
+        )
+        raise PeerDied(PeerDied.AGAIN if have_met else not_met)
     if code == -signal.SIGINT:
         raise KeyboardInterrupt
     return 128 - code if code < 0 else code

@@ -25,7 +25,7 @@ from typing import Any
 
 from kresume import runs
 from kresume.addresses import is_remote
-from kresume.backend import hosts, selection, supervisor
+from kresume.backend import groups, hosts, selection, supervisor
 from kresume.errors import Followed, KresumeError, PeerDied, RunError, UsageError
 from kresume.images.scans import FOLDER
 from kresume.lock import NAME as LOCK
@@ -48,19 +48,19 @@ Rebuild = Callable[[runs.Run, TrainConfig, Reporter], Any]
 Remind = Callable[[runs.Run, TrainConfig, Reporter], None]
 
 
-def group_of(config: TrainConfig) -> hosts.Group | None:
+def group_of(config: TrainConfig) -> groups.Group | None:
     """Returns the processes that train together by these options or the environment; None for one process.
 
     Raises:
         UsageError: the options of several hosts are wrong, or others of this command make no sense with them.
     """
-    group = hosts.find(config.coordinator, config.num_processes, config.process_id)
+    group = groups.find(config.coordinator, config.num_processes, config.process_id)
     if group is not None:
         _check(config, group)
     return group
 
 
-def _check(config: TrainConfig, group: hosts.Group) -> None:
+def _check(config: TrainConfig, group: groups.Group) -> None:
     where = f"several hosts ({group.found})"
     alone = f"give {option('num-processes', 1)} to train by one process"
     backend = config.backend or os.environ.get("KERAS_BACKEND")
@@ -90,7 +90,7 @@ def _check(config: TrainConfig, group: hosts.Group) -> None:
 
 
 def train_together(
-    config: TrainConfig, group: hosts.Group, reporter: Reporter, create: Create, rebuild: Rebuild, remind: Remind
+    config: TrainConfig, group: groups.Group, reporter: Reporter, create: Create, rebuild: Rebuild, remind: Remind
 ) -> TrainResult:
     """Trains as one of the processes of several hosts.
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kresume import runs
-from kresume.backend import hosts, live_state, supervisor
+from kresume.backend import groups, hosts, live_state, supervisor
 from kresume.errors import PeerDied, UsageError
 from kresume.images import scans
 from kresume.images.manifest import Manifest
@@ -138,7 +138,7 @@ def test_a_process_that_left_its_group_trains_alone(monkeypatch):
     """JAX meets others once in a process."""
     monkeypatch.setattr(hosts, "_parted", True)
     with pytest.raises(UsageError, match=r"has trained with others already.*give --num-processes 1"):
-        hosts.join(hosts.Group("a:1", 2, 0, "--coordinator a:1"), None)
+        hosts.join(groups.Group("a:1", 2, 0, "--coordinator a:1"), None)
 
 
 @pytest.mark.one_backend
@@ -157,9 +157,9 @@ def test_a_process_that_left_its_group_trains_alone(monkeypatch):
 def test_launchers_are_recognised(monkeypatch, environment, found):
     """A launcher of several processes makes a training of several hosts, a job with one task does not."""
     monkeypatch.setattr(os, "environ", environment)
-    group = hosts.find(None, None, None)
+    group = groups.find(None, None, None)
     assert (group.found if group else None) == found
-    assert hosts.find(None, 1, None) is None
+    assert groups.find(None, 1, None) is None
 
 
 @pytest.mark.one_backend
@@ -253,11 +253,11 @@ def test_a_port_in_use_is_an_error_in_words():
     """JAX's service crashes on it."""
     with socket.create_server(("", 0)) as used:
         port = used.getsockname()[1]
-        group = hosts.Group(f"127.0.0.1:{port}", 2, 0, "--coordinator")
+        group = groups.Group(f"127.0.0.1:{port}", 2, 0, "--coordinator")
         with pytest.raises(UsageError, match=rf"cannot listen on port {port} of .*: does another training use it"):
             hosts.join(group, "cpu")
-        hosts._check_port(hosts.Group(f"127.0.0.1:{port}", 2, 1, "--coordinator"))  # process 1 only calls there
-    hosts._check_port(group)
+        groups.check_port(groups.Group(f"127.0.0.1:{port}", 2, 1, "--coordinator"))  # process 1 only calls there
+    groups.check_port(group)
 
 
 @pytest.mark.one_backend
