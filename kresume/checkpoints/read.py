@@ -37,6 +37,7 @@ from kresume.spelling import option
 from kresume.staging.fetch import here
 from kresume.storage import sealed
 from kresume.storage.damage import reading
+from kresume.storage.model_folders import find_saved_model
 from kresume.values.state import TrainState
 
 
@@ -131,6 +132,7 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
             f"{READERS[name].called}: leave it out"
         )
     if name is not None:
+        path = str(find_saved_model(path) or path) if name == "saved-model" else path
         sealed.check(path)
         with reading(path, READERS[name].called, CheckpointError):
             optimizer = os.fspath(optimizer_from) if optimizer_from is not None else None

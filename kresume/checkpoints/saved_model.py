@@ -1,6 +1,6 @@
 """Reads the variables of a SavedModel, and the architecture if Keras 2 stored it.
 
-    state = read("serving/1")       # a folder with saved_model.pb
+    state = read("serving/1")       # a folder with saved_model.pb; an export of kresume also says its classes and pixels
 
 Its `variables` folder is a checkpoint with an object graph and is read as such. Keras 2's `model.save(FOLDER)` stores
 the architecture and the compile config as JSON beside it (`keras_metadata.pb`). Keras 3's `model.export` stores
@@ -19,6 +19,9 @@ from kresume.checkpoints import keras_2, keras_2_optimizers, tf_checkpoint
 from kresume.checkpoints.json_text import read_object
 from kresume.checkpoints.keras_arrays import rate_of_schedule
 from kresume.errors import CheckpointError
+from kresume.storage import atomic, sealed
+from kresume.storage.model_folders import find_saved_model
+from kresume.values.card import Card
 from kresume.values.state import SavedOptimizer, SavedRate, TrainState
 
 GRAPH, TEXT_GRAPH, METADATA = "saved_model.pb", "saved_model.pbtxt", "keras_metadata.pb"
@@ -26,8 +29,8 @@ MODELS = frozenset({"Sequential", "Functional", "Model"})
 
 
 def accepts(path: str) -> bool:
-    """Returns True if `path` is a folder that holds a SavedModel."""
-    return (Path(path) / GRAPH).is_file() or (Path(path) / TEXT_GRAPH).is_file()
+    """Returns True for a folder that holds a SavedModel, or the versions of one for a model server."""
+    return (Path(path) / TEXT_GRAPH).is_file() or find_saved_model(path) is not None
 
 
 def read(path: str) -> TrainState:
@@ -43,7 +46,12 @@ def read(path: str) -> TrainState:
     version, inside = _meta(folder, path)
     state = tf_checkpoint.read_graph(str(prefix), path)
     metadata = _root_metadata(folder, path) or inside
-    state = replace(state, format="saved-model", writer=f"tensorflow {version}" if version else "tensorflow")
+    state = replace(
+        state,
+        format="saved-model",
+        writer=f"tensorflow {version}" if version else "tensorflow",
+        card=_card(folder),
+    )
     if metadata is None:
         return state
     writer = f"{state.writer}, Keras 2"
@@ -60,6 +68,15 @@ def read(path: str) -> TrainState:
         optimizer=optimizer,
         rate=_rate(saved) or state.rate,
     )
+
+
+def _card(folder: Path) -> Card | None:
+    """Returns the model card that an export of kresume records; None of another program's SavedModel."""
+    try:
+        record = atomic.read_json(folder / sealed.NAME)
+        return Card.from_dict(record["card"]) if "export_format" in record else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # another program's file of that name
 
 
 def read_architecture(path: str) -> dict[str, Any] | None:

@@ -42,5 +42,5 @@ def check_model(model: Any) -> None:
         raise UsageError(
             f"kresume.BackupAndRestore continues models of Keras 3, and this fit is that of {library} (a model of class "
             f"{type(model).__name__}): give {library}'s own BackupAndRestore. A file that its model was saved to is continued "
-            f"by `kresume train --from FILE`"
+            "by kresume.resume('FILE')"
         )

@@ -17,9 +17,10 @@ from kresume.evaluation.keras_facts import has_keras_model
 from kresume.models.load import Loaded, Subject, load, select_backend
 from kresume.models.unscored import with_statistics
 from kresume.reporter import Reporter
-from kresume.runtimes.signatures import find_saved_model, has_signatures, labels_of
+from kresume.runtimes.signatures import has_signatures, labels_of
 from kresume.staging.fetch import here
 from kresume.storage import sealed
+from kresume.storage.model_folders import find_saved_model
 
 
 @dataclass(frozen=True)

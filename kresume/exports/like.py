@@ -21,8 +21,9 @@ from kresume.exports.graph import Served, head_input
 from kresume.exports.samples import Samples
 from kresume.images import conventions
 from kresume.models.load import Subject
-from kresume.runtimes.signatures import LABELS, Signature, find_saved_model, labels_of, read_raw, read_signatures
+from kresume.runtimes.signatures import LABELS, Signature, labels_of, read_raw, read_signatures
 from kresume.spelling import option
+from kresume.storage.model_folders import find_saved_model
 from kresume.tasks.single_label import ROWS, SINGLE_LABEL
 from kresume.tasks.task import Head
 from kresume.values.input_layout import InputLayout

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kresume.addresses import address_of, is_stage, public
-from kresume.runtimes.signatures import versions_in
 from kresume.storage import atomic
+from kresume.storage.model_folders import versions_in
 
 IMAGE = "tensorflow/serving"
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)

@@ -18,9 +18,9 @@ from pathlib import Path
 from kresume import runs
 from kresume.errors import ExportError, UsageError
 from kresume.exports.formats import Exporter
-from kresume.runtimes.signatures import versions_in
 from kresume.spelling import option
 from kresume.storage import atomic
+from kresume.storage.model_folders import versions_in
 
 
 @dataclass(frozen=True)

@@ -262,8 +262,8 @@ def _as_saved(entry: Any, reason: str, model: keras.Model, count: int, outputs: 
         return _own(entry, reason, model, count, outputs, code)
     cls, settings = found
     kind, note = snake(cls), ""
-    one_hot = kind == "binary_crossentropy" and count > 1 and outputs.exclusive
-    if not one_hot:
+    borrowed = outputs.exclusive and kind in task_of_outputs(count).borrowed_losses
+    if not borrowed:
         _check_count(kind, count, reason)
     from_logits = outputs.are == "logits"
     if "from_logits" in inspect.signature(cls.__init__).parameters:
@@ -281,11 +281,11 @@ def _as_saved(entry: Any, reason: str, model: keras.Model, count: int, outputs: 
     reason = "; ".join([reason, *words])
     default = cls()  # every Keras loss can be created without arguments
     plain = {name: value for name, value in settings.items() if value != default.get_config().get(name)}
-    if kind in LOSSES and not one_hot and not plain.keys() - {"from_logits", "label_smoothing"}:
+    if kind in LOSSES and not borrowed and not plain.keys() - {"from_logits", "label_smoothing"}:
         smoothing = float(settings.get("label_smoothing") or 0.0)
         return LossChoice(kind, from_logits, smoothing, reason, labels=LOSSES[kind], note=note)
     full = {"module": "keras.losses", "class_name": cls.__name__, "config": settings, "registered_name": None}
-    known = None if one_hot else LOSSES.get(kind)
+    known = None if borrowed else LOSSES.get(kind)
     labels = known or find_form(cls(**settings), kind, Head(task_of_outputs(count), from_logits), count)
     smoothing = float(settings.get("label_smoothing") or 0.0)
     return LossChoice(kind, from_logits, smoothing, reason, settings=full, labels=labels, note=note)
@@ -300,9 +300,10 @@ def _meant(loss: Any, kind: str, count: int, outputs: Outputs) -> tuple[bool, st
     if outputs.are == "probabilities" or count > 1 or not aims_at_0_and_1(loss):
         return outputs.are == "logits", ""
     if outputs.activation is None and outputs.are is not None:
+        default = task_of_outputs(count).default_loss
         raise UsageError(
             f"the loss {kind} compares the one output with the label, and {outputs.because}: whether its labels were 0 "
-            f"and 1 or -1 and 1 is unknown. Give {option('loss', 'binary_crossentropy')}, which reads it as a logit, or "
+            f"and 1 or -1 and 1 is unknown. Give {option('loss', default)}, which reads it as a logit, or "
             "use kresume.BackupAndRestore in your own fit"
         )
     return False, f"{kind} trains the model's one output to be 0 or 1: above 0.5 it means the second class"

@@ -9,7 +9,7 @@ and nested models are entered. If it has no known name, the outputs of a few gen
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from kresume.errors import ModelError
 from kresume.models.shapes import input_shape_of, output_shape_of
+from kresume.spelling import option
 
 PROBABILITIES = frozenset({"softmax", "sigmoid", "hard_sigmoid", "sparsemax"})
 LOGITS = frozenset({"linear", "log_softmax", "log_sigmoid"})
@@ -65,12 +66,32 @@ def output_count(model: keras.Model) -> int:
         ModelError: the model has several output tensors, or its output is not a vector per image.
     """
     shape = output_shape_of(model)
-    if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] is None:
-        raise ModelError(
-            f"the model's output has the shape {shape}; kresume trains one image to one label, so it must be "
-            "(batch, classes). Models with several outputs: use kresume.BackupAndRestore in your own fit"
+    given = getattr(model, "_outputs_struct", None)  # a graph's `output_shape` does not show a dictionary with one key
+    if isinstance(shape, tuple) and len(shape) == 2 and shape[1] is not None and not isinstance(given, Mapping):
+        return int(shape[1])
+    raise ModelError(_unusable(given if isinstance(given, Mapping) else shape))
+
+
+def _unusable(outputs: Any) -> str:
+    """Returns the message about outputs that kresume does not train.
+
+    Args:
+        outputs: the shape of one, or a list or mapping of several, or of one.
+    """
+    if isinstance(outputs, (list, Mapping)) and len(outputs) > 1:
+        return (
+            f"the model has {len(outputs)} outputs; kresume trains one image to one label, so it must have one. Models with "
+            "several outputs: use kresume.BackupAndRestore in your own fit"
         )
-    return int(shape[1])
+    if isinstance(outputs, Mapping):
+        found, way = f"a dictionary with the key {next(iter(outputs), '')!r}", "model.outputs[0]"
+    else:
+        layer = "Reshape((1,))" if isinstance(outputs, tuple) and len(outputs) == 1 else "Flatten()"
+        found, way = f"of the shape {outputs}", f"keras.layers.{layer}(model.outputs[0])"
+    return (
+        f"the model's output is {found}, expected a tensor (batch, classes): give a function that returns such a model of the "
+        f"same layers, keras.Model(model.inputs, {way}) for example, as {option('model', 'FILE.py:FUNCTION')}"
+    )
 
 
 def read_outputs(model: keras.Model) -> Outputs:

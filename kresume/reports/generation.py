@@ -23,7 +23,7 @@ from kresume.checkpoints.files import FileState
 from kresume.lock import is_alive, read_holder
 from kresume.options.settings import DEFAULTS
 from kresume.runs import Run
-from kresume.runtimes.signatures import versions_in
+from kresume.storage.model_folders import versions_in
 from kresume.values.record import RunRecord
 
 NOT_COMPARED = frozenset(

@@ -116,6 +116,7 @@ BINARY = Task(
     name="binary",
     losses={"binary_crossentropy": FORM},
     related_losses=frozenset({"binary_focal_crossentropy"}),
+    borrowed_losses=frozenset(),
     mixed_loss=None,
     kinds=("binary", "binary-logits"),
     activation="sigmoid",

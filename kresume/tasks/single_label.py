@@ -102,6 +102,7 @@ SINGLE_LABEL = Task(
     name="single-label",
     losses={"sparse_categorical_crossentropy": INDICES, "categorical_crossentropy": ROWS},
     related_losses=frozenset(),
+    borrowed_losses=frozenset({"binary_crossentropy"}),
     mixed_loss="categorical_crossentropy",
     kinds=("probabilities", "logits"),
     activation="softmax",

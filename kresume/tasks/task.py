@@ -25,6 +25,7 @@ class Task:
         name: its name in `table.TASKS`.
         losses: Keras's losses of the task, the default first; by name, the form of targets that each expects.
         related_losses: further Keras losses that need this head; their form of targets is found by trial.
+        borrowed_losses: losses of another task that train this one where the outputs add up to 1.
         mixed_loss: the loss that accepts mixed targets, as MixUp makes them; None if the task has none.
         kinds: names of the model's outputs in `export.json`: if they are probabilities, and if they are logits.
         activation: the activation of the head, by its name in Keras.
@@ -51,6 +52,7 @@ class Task:
     name: str
     losses: Mapping[str, str]
     related_losses: frozenset[str]
+    borrowed_losses: frozenset[str]
     mixed_loss: str | None
     kinds: tuple[str, str]
     activation: str

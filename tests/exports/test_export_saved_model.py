@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from kresume import runs
+from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, ExportError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.served import Prediction
@@ -268,6 +270,21 @@ def test_saved_model_cli_runs_it(place, tmp_path):
 
 
 @pytest.mark.one_backend(trains=True)
+def test_an_export_is_a_checkpoint_that_says_its_classes_and_pixels(place, tmp_path):
+    """The newest version of a model server's folder is read; what another program writes as `export.json` says nothing."""
+    _, run, result = place
+    for number in ("9", "10"):
+        shutil.copytree(result.path, tmp_path / "server" / number)
+    for path in (tmp_path / "server", tmp_path / "server" / "10"):
+        state = read_checkpoint(path)
+        assert state.source == str(tmp_path / "server" / "10")
+        assert (state.card.classes, state.card.pixels) == (run.record.card.classes, run.record.card.pixels)
+        assert state.card.spec == run.record.card.spec
+    copy = tmp_path / "server" / "9"
+    (copy / "export.json").write_text(json.dumps({"card": {"classes": 3}}))
+    assert read_checkpoint(copy).card is None
+
+
 def test_two_versions_stand_side_by_side(place, pictures):
     """Another model under other labels becomes version 2; each version keeps its label order.
 

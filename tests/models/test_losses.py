@@ -4,6 +4,7 @@ A line names what is not used.
 """
 
 import json
+import re
 import shutil
 import zipfile
 
@@ -15,7 +16,7 @@ from keras import layers, losses, ops
 from PIL import Image
 
 from kresume import runs
-from kresume.errors import ImagesError, UsageError
+from kresume.errors import ImagesError, ModelError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.served import Prediction
 from kresume.exports.export import export
@@ -23,7 +24,7 @@ from kresume.exports.parity import compare
 from kresume.exports.samples import gather_samples
 from kresume.models.load import Subject, load
 from kresume.models.losses import choose_loss, from_record, unused_metrics
-from kresume.models.outputs import read_outputs
+from kresume.models.outputs import output_count, read_outputs
 from kresume.models.own_code import OwnCode
 from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
@@ -97,6 +98,37 @@ def test_outputs_are_read_from_the_model(end):
     """Outputs are read from the last activation, through any wrapper; one without a name is measured."""
     make, expected = ENDS[end]
     assert read_outputs(make()).are == expected
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (
+            lambda x: {"probs": x},
+            r"a dictionary with the key 'probs', .*keras.Model\(model.inputs, model.outputs\[0\]\)",
+        ),
+        (layers.Reshape((1, 1, 3)), r"of the shape \(None, 1, 1, 3\), .*keras.layers.Flatten\(\)\(model"),
+        (
+            lambda x: ops.squeeze(x[:, :1], -1),
+            r"of the shape \(None,\), .*keras.layers.Reshape\(\(1,\)\)\(model.outputs",
+        ),
+        (lambda x: {"a": x, "b": x}, r"has 2 outputs; .*use kresume.BackupAndRestore in your own fit"),
+        (lambda x: [x, layers.Dense(2)(x)], r"has 2 outputs; .*use kresume.BackupAndRestore in your own fit"),
+        (lambda x: [x], None),
+    ],
+)
+def test_outputs_that_are_no_row_of_numbers_are_refused_with_the_way_on(wrap, message):
+    """One output in a list is one; the way that the error names gives a model that is taken."""
+    model = functional(wrap)
+    if message is None:
+        assert output_count(model) == 3
+        return
+    with pytest.raises(ModelError, match=message) as caught:
+        output_count(model)
+    if found := re.search(r"keras\.Model\(.*\), for example|keras\.Model\(.*?\) for example", str(caught.value)):
+        way = found[0].removesuffix(" for example").removesuffix(",")
+        assert output_count(eval(way, {"keras": keras, "model": model})) in {1, 3}
 
 
 def plain_loss(scores, labels, kind):

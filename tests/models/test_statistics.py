@@ -305,10 +305,12 @@ def test_an_interrupted_run_is_evaluated_with_statistics_of_its_images(finished,
     assert child.before["old"]["loss"] == pytest.approx(losses["recomputed"], rel=1e-4)
     assert losses["recomputed"] != pytest.approx(losses["moving"], rel=1e-3)
     with pytest.MonkeyPatch.context() as patch:
-        gone = dict.fromkeys(range(1000), "is gone")
         patch.setattr(
             "kresume.models.unscored.PictureReader.attempt",
-            lambda reader, rows: (np.zeros((len(rows), 10, 10, 3), np.uint8), gone),
+            lambda reader, rows: (
+                np.zeros((len(rows), 10, 10, 3), np.uint8),
+                dict.fromkeys(range(len(rows)), "is gone"),
+            ),
         )
         loaded = with_statistics(load(Subject(str(tmp_path / "recomputed/killed"))), Reporter(quiet=True))
     assert "moving averages of batch normalisation, which trail the weights, are used" in loaded.unfinished
