@@ -18,6 +18,7 @@ from kresume.images import conventions
 from kresume.models.pixels import read_convention
 from kresume.options.resolve import from_arguments
 from kresume.reporter import Reporter
+from kresume.training.plan.images import check_outputs
 from kresume.training.preview import make_plan
 from kresume.values.first_layers import Layer, of_architecture, pixels_of
 from tests.helpers.pictures import write_pictures
@@ -262,6 +263,30 @@ def test_a_model_that_rescales_by_itself_eats_0_255(trained, painted, quiet, fro
     plan = plan_of(trained("0-255", front=front(), loss="sparse_categorical_crossentropy"), painted, quiet)
     assert plan.card.pixels == "0-255"
     assert plan.before["all"]["accuracy"] > 0.9
+
+
+@pytest.mark.one_backend(trains=True)
+def test_smaller_pixels_than_the_first_layers_expect_are_told(trained, painted, quiet):
+    """What is asked for takes effect, and a line says why it may be a mistake."""
+    order = "coal,fire,ink,rust,sky"
+    path = trained("0-255", front=_rescaling(), loss="sparse_categorical_crossentropy")
+    told = [
+        [each for each in plan_of(path, painted, quiet, pixels=pixels, classes=order).notes if "first layers" in each]
+        for pixels in ("0-1", "0-255", "bgr-0-255")
+    ]
+    assert [len(each) for each in told] == [1, 0, 0]
+    assert told[0][0].startswith("--pixels 0-1: the model's first layers rescale or normalise, as for 0-255")
+
+
+@pytest.mark.one_backend(trains=True)
+def test_labels_that_are_numbers_are_said_to_be_another_task():
+    """A model of one output that predicts an age, say, is no classifier; classes that are digits are."""
+    for names in (("1.5", "20", "3e2"), ("1", "2", "3", "4")):
+        with pytest.raises(UsageError, match=r"predicts a number \(regression\) use kresume.BackupAndRestore"):
+            check_outputs(names, "sorted", 1, "m.keras", extends=False)
+    check_outputs(("0", "1"), "sorted", 1, "m.keras", extends=False)
+    with pytest.raises(UsageError, match=r"which separates two classes, but there are 3 classes"):
+        check_outputs(("a", "b", "1"), "sorted", 1, "m.keras", extends=False)
 
 
 @pytest.mark.one_backend(trains=True)

@@ -102,6 +102,12 @@ def test_lists_of_other_programs_are_read(tmp_path, quiet, written):
     [
         ("a.csv", "file,label\nx.png,a\n", r"relative to .* \(the column 'file' is read as path\)"),
         ("a.csv", "where,label\nx.png,a\n", "expected the columns `path` and `label`, found 'where', 'label'$"),
+        (
+            "a.csv",
+            "path,red,big\nx.png,0,1\n",
+            r"Columns of 0 and 1 \(red, big\): .* for several labels per image use kresume.B",
+        ),
+        ("a.csv", "path,label\nx.png,\n", r"is empty: give one, or leave the row out \(.*several labels per image"),
         ("a.csv", "img,file,label\nx.png,y.png,a\n", "found 'img', 'file', 'label': rename one of img, file to path"),
         ("a.csv", "img,y,class\nx.png,0,a\n", "rename one of y, class to label"),
         ("a.csv", "filename,class,xmin\nx.png,a,3\n", "the column 'xmin' holds parts of a picture"),

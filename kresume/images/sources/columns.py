@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kresume.errors import ImagesError
-from kresume.images.sources.found import Source
+from kresume.images.sources.found import ONE_LABEL, Source
 from kresume.images.sources.names import PICTURES, SPLITS, ending
 from kresume.spelling import counted
 
@@ -28,6 +28,8 @@ MOST_VALUES = 1000
 """Different values from which on a further column is no longer looked at."""
 BOXES = {"xmin", "ymin", "xmax", "ymax", "x1", "y1", "x2", "y2", "bbox", "boxes", "segmentation"}
 """Names of columns, spelled likewise, of lists whose labels are those of parts of a picture."""
+MARKS = {"0", "1", "0.0", "1.0", "True", "False", "true", "false"}
+"""Values of a column that answers one question about each picture, where there are several labels per image."""
 SPLIT_COLUMNS = {"split", "subset", "partition", "set", "fold"}
 """Names, spelled likewise, of columns that hold splits in other programs' lists; only `split` is used."""
 
@@ -61,7 +63,9 @@ def find_columns(row: Mapping[Any, Any], source: Source) -> dict[str, str]:
     if len(found) < len(wanted):
         columns = "the columns `path` and `label`" if source.labelled else "a column `path`"
         shown = ", ".join(map(repr, names)) or "nothing"
-        raise ImagesError(f"{source.given}: expected {columns}, found {shown}{_likely(names, several)}")
+        marks = [name for name in names if name not in found.values() and str(row[name]).strip() in MARKS]
+        questions = f". Columns of 0 and 1 ({', '.join(marks)}): {ONE_LABEL}" if len(marks) > 1 else ""
+        raise ImagesError(f"{source.given}: expected {columns}, found {shown}{_likely(names, several)}{questions}")
     if source.labelled and renamed and (boxes := [name for name in names if _plain(name) in BOXES]):
         raise ImagesError(
             f"{source.given}: the column {boxes[0]!r} holds parts of a picture, and kresume classifies whole pictures: cut the "

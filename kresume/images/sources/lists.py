@@ -235,5 +235,5 @@ def _label(value: Any, path: str, where: str) -> str:
     missing = value is None or (isinstance(value, float) and math.isnan(value))  # pandas writes NaN for no value
     label = "" if missing else canonical(str(value))
     if not label:
-        raise ImagesError(f"{where}: the label of {path} is empty: give one, or leave the row out")
+        raise ImagesError(f"{where}: the label of {path} is empty: give one, or leave the row out ({ONE_LABEL})")
     return label

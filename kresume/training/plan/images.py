@@ -7,6 +7,7 @@ gathered = gather(config, parent, sources, classes, spec, cache, generation, rep
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -129,6 +130,10 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
     return names, reason if parent is None else f"assumed: {reason}; {option('classes', 'a,b,c')} sets another order"
 
 
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECASE)
+"""What a label looks like that a model is to predict as a number."""
+
+
 def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str, *, extends: bool) -> None:
     """Checks that the model has one output per class; one output serves two classes.
 
@@ -148,6 +153,11 @@ def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str
         raise UsageError(
             f"{source} has {has}, but {option('classes')} names {len(classes)}: give {option('model')} with a function or an "
             f"architecture that has {len(classes)} outputs; the head then starts fresh, the other layers keep their weights"
+        )
+    if len(classes) != wanted and outputs == 1 and all(NUMBER.fullmatch(name) for name in classes):
+        raise UsageError(
+            f"{source} has one output, and the labels are {len(classes)} numbers ({show_classes(classes[:5])}, …): kresume "
+            "trains classifiers; for a model that predicts a number (regression) use kresume.BackupAndRestore in your own fit"
         )
     if len(classes) != wanted:
         raise UsageError(
