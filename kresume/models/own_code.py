@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -167,6 +168,7 @@ def innermost(error: BaseException) -> str:
         # Once per layer: "Exception encountered when calling NAME.call().\n\n\x1b[1mREASON\x1b[0m\n\nArguments received ..."
         inside = text.rpartition("Exception encountered when calling")[2].partition("\n")[2]
         text = inside.partition("Arguments received by")[0]
+    text = re.sub(r"\{\{(function_)?node .*?\}\}", "", text)  # TensorFlow's name of the operation
     lines = [line.replace("\x1b[1m", "").replace("\x1b[0m", "").strip() for line in text.splitlines()]
     return next((line for line in lines if line), type(error).__name__)
 

@@ -251,6 +251,10 @@ def test_the_innermost_reason_of_nested_errors():
         outer(np.zeros((2, 4), "float32"))
     said = innermost(caught.value)
     assert said.startswith("The total size of the tensor must be unchanged")
+    of_tensorflow = (
+        "{{function_node __wrapped__Mul_device_CPU:0}} Incompatible shapes: [2,5] vs. [4] [[{{node a/Mul}}]]"
+    )
+    assert innermost(ValueError(of_tensorflow)).startswith("Incompatible shapes: [2,5] vs. [4]")
     assert "\x1b" not in said
 
 

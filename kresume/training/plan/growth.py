@@ -236,6 +236,9 @@ def _try_loss(loss: LossChoice, outputs: int) -> None:
     Raises:
         UsageError: it was made for another number.
     """
+    from kresume.models.own_code import innermost
+
+    another = option("loss", loss.head.task.default_loss)
     labels = np.arange(2, dtype=np.int32)
     targets = loss.head.task.targets(labels, loss.form, outputs)
     try:
@@ -244,10 +247,10 @@ def _try_loss(loss: LossChoice, outputs: int) -> None:
         raise
     except Exception as error:  # a user's own loss may raise anything
         raise UsageError(
-            f"the loss {loss.kind} does not fit {outputs} outputs ({str(error).splitlines()[0]}): give {option('loss')}"
+            f"the loss {loss.kind} does not fit {outputs} outputs ({innermost(error)}): give {another}"
         ) from error
     if not np.isfinite(value):
-        raise UsageError(f"the loss {loss.kind} gives {value} for {outputs} equal outputs: give {option('loss')}")
+        raise UsageError(f"the loss {loss.kind} gives {value} for {outputs} equal outputs: give {another}")
 
 
 def check_filled(growth: Growth, manifest: Manifest, named: Mapping[str, int]) -> None:
