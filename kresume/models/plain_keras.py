@@ -51,7 +51,8 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False, shrinks
     converted = _converted(card.pixels, read)
     values = _arranged("images" if converted == read else converted, card.input, card.image_size)
     mapped = f".map(lambda images, labels: ({values}, labels))" if values != "images" else ""
-    others = ["rounds borders another way"] if card.resize == "pad" else []
+    pads = "rounds borders another way, so some answers differ (keraspad resizes as it does)"
+    others = [pads] if card.resize == "pad" else []
     others += ["leaves the range 0 to 255 at edges"] if card.interpolation in EXCEEDING else []
     others += ["has no antialiasing"] if card.interpolation == "antialias" else []
     others += ["averages all pixels of a JPEG, which shrank as it was decoded in training"] if shrinks else []

@@ -60,6 +60,12 @@ def input_shape_of(model: keras.Model) -> Any:
     return (None, *shape[1:])
 
 
+def takes_any_size(model: keras.Model) -> bool:
+    """Returns True if a model takes pictures of any size."""
+    shape = input_shape_of(model)
+    return isinstance(shape, tuple) and None in shape[1:]
+
+
 def output_shape_of(model: keras.Model) -> Any:
     """Returns the shape of an output batch; a list or mapping for several outputs.
 

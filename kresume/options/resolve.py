@@ -21,7 +21,7 @@ from kresume.options.model_objects import name_of, steps_of
 from kresume.options.neighbours import nearest
 from kresume.options.settings import DEFAULT_MLFLOW, DEFAULTS
 from kresume.options.table import TrainConfig
-from kresume.spelling import counted, option
+from kresume.spelling import counted, in_python, option
 from kresume.storage import yaml_text
 
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -329,8 +329,9 @@ def _field(key: str, where: str, shown: Collection[str] = tuple(TrainConfig.mode
     if name in TrainConfig.model_fields:
         return name
     known = sorted(map(flag_of, shown))
-    hint = nearest(f"--{key.strip().lstrip('-')}", known) or f"known are {', '.join(flag[2:] for flag in known)}"
-    raise UsageError(f"{where}: no option {key.strip()}: {hint.replace('--', '')}")
+    hint = nearest(f"--{name.replace('_', '-')}", known) or f"known are {', '.join(flag[2:] for flag in known)}"
+    hint = hint.replace("--", "")
+    raise UsageError(f"{where}: no option {key.strip()}: {hint.replace('-', '_') if in_python() else hint}")
 
 
 def _read_yaml(file: str) -> dict[str, Any]:

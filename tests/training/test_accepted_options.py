@@ -244,3 +244,40 @@ def test_a_parent_is_scored_on_pictures_as_it_was_trained_on(parent, pictures, o
     found = [note for note in plan.notes if "`before` and the gates" in note]
     assert len(found) == bool(told)
     assert told in "".join(found)
+
+
+ANY_SIZE = """
+import keras
+
+def build():
+    layers = keras.layers
+    return keras.Sequential([
+        keras.Input((None, None, 3)), layers.Rescaling(1 / 255), layers.Conv2D(4, 3, activation="relu"),
+        layers.GlobalAveragePooling2D(), layers.Dense(3, "softmax"),
+    ])
+"""
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_parent_that_takes_any_size_is_scored_at_its_own(pictures, tmp_path):
+    """With another `--image-size` the run trains at that one; `before` and the gates compare with the parent as it is used."""
+    (tmp_path / "own.py").write_text(ANY_SIZE)
+    options = {**TINY, "model": f"{tmp_path / 'own.py'}:build", "image_size": "10", "epochs": 1}
+    parent = run_training(data=[str(pictures / "old")], out=str(tmp_path / "parent"), **options).run
+    asked = {"add": [str(pictures / "new")], "trial": False, "quiet": True}
+    same, other = (kresume.plan(parent, **asked, **more) for more in ({}, {"image_size": 6}))
+    assert other.card.image_size == (6, 6)
+    assert other.before["old"] == same.before["old"]
+    assert not [note for note in same.notes if "score it so" in note]
+    (told,) = [note for note in other.notes if "score it so" in note]
+    assert "trained with 10x10, and `before` and the gates score it so; this run trains and is scored with 6" in told
+
+
+def test_an_unknown_argument_of_python_is_answered_with_the_name_of_an_argument():
+    """A hyphen cannot be typed there."""
+    with pytest.raises(UsageError, match=r"no option batch_sise: did you mean batch_size\?"):
+        kresume.resume("runs/1", batch_sise=3)
+    with pytest.raises(UsageError, match=r"known are .*bn_stats"):
+        kresume.plan("runs/1", nonsense=3)
+    with pytest.raises(UsageError, match=r"no option batch_sise: did you mean batch-size\?"):
+        from_arguments("runs/1", {"batch_sise": 3})

@@ -353,7 +353,7 @@ def test_what_was_dropped_does_not_come_back(workplace):
     plan = kresume.plan("runs", add=["inbox"], drop="drop.txt", quiet=True)
     assert any("2 images dropped" in note for note in plan.notes)
     assert "images:   31: 23 old, 8 new, 2 dropped\n" in str(plan)
-    assert any("1 lines of drop='drop.txt' match no image" in note and "typo.png" in note for note in plan.notes)
+    assert any("1 line of drop='drop.txt' without an image" in note and "typo.png" in note for note in plan.notes)
     run_training("runs", add=["inbox"], drop="drop.txt", epochs=1)
     with pytest.raises(NothingNew):
         run_training("runs", add=["inbox", "old"], epochs=1)

@@ -109,7 +109,8 @@ def _say_where(session: Session, state: TrainState, lost: int) -> None:
         f"{len(boundaries)}{where[progress.phase]}"
     )
     if lost > 0:
+        alike = "" if changed else ", with the same result"
         session.reporter.say(
-            f"the process before ended {lost:,} epoch{'s' * (lost > 1)} after its last snapshot: they are repeated, "
-            f"with the same result ({option('snapshot-every', 'N')} takes one more often; SIGTERM and Ctrl-C lose nothing)"
+            f"the process before ended {lost:,} epoch{'s' * (lost > 1)} after its last snapshot: what came after it is "
+            f"repeated{alike} ({option('snapshot-every', 'N')} takes one more often; SIGTERM and Ctrl-C lose nothing)"
         )

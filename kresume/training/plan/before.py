@@ -49,10 +49,16 @@ def score_parent(loaded: Loaded, data: Data, held: Settings, reporter: Reporter)
 
 def _reader(loaded: Loaded, data: Data, held: Settings) -> PictureReader:
     """Returns a reader of the pictures as the parent was trained on them, however this run resizes."""
+    from kresume.models.shapes import takes_any_size
+
     spec, card = data.reader.spec, loaded.parent.card if loaded.parent is not None else None
-    if card is None or (card.resize, card.interpolation) == (spec.resize, spec.interpolation):
+    if card is None:
         return data.reader
     spec = replace(spec, resize=card.resize, interpolation=card.interpolation)
+    if takes_any_size(loaded.live.model):
+        spec = replace(spec, height=card.image_size[0], width=card.image_size[1])
+    if spec == data.reader.spec:
+        return data.reader
     return PictureReader(data.gathered.manifest, spec, open_cache(spec, held.cache, None, writes=False))
 
 

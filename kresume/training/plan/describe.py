@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kresume import runs
@@ -67,15 +67,10 @@ def describe(
     if parent is not None:
         sides += f" ({int((~new[val]).sum()):,} old, {int(new[val].sum()):,} new)"
     old_count, new_count = int((~new).sum()), int(new.sum())
-    left_out = ""
-    if loaded.unused_metrics:
-        left_out = (
-            f"metrics of the checkpoint are not computed: {', '.join(loaded.unused_metrics)}; {option('metric', 'NAME')} "
-            "adds one"
-        )
-    notes = [note for note in (loaded.loss.note, left_out, ahead) if note]
+    notes = [note for note in (loaded.loss.note, _left_out(loaded.unused_metrics), ahead) if note]
     notes += [*(parent.notes if parent is not None else ()), *data.feeding.notes]
-    notes += notes_of(start.config, parent, gathered, amount, rate, wanted.class_name or "", generation=generation)
+    optimizer = wanted.class_name or ""
+    notes += notes_of(start.config, parent, gathered, amount, rate, optimizer, generation=generation, model=live.model)
     notes += frozen_layers(live.model) if freezing is None else []
     notes += statistics_of_layers(live.model, settings_of(start.config).bn_stats)
     notes += describe_optimizer(start.config, parent, live, wanted)
@@ -103,7 +98,7 @@ def describe(
         rate=rate,
         amount=amount,
         loss=f"{loaded.loss.kind} ({loaded.loss.reason})",
-        optimizer=wanted.class_name or "",
+        optimizer=optimizer,
         before=before,
         options={flag_of(name): value for name, value in given(start.given).items()},
         differs=_differs(start, parent),
@@ -117,6 +112,12 @@ def describe(
         average=describe_average(start.config, parent, int((~new[val]).sum())),
         precision=describe_precision(live.model),
     )
+
+
+def _left_out(metrics: Sequence[str]) -> str:
+    """Returns a note about the checkpoint's metrics that are not computed; empty without them."""
+    adds = option("metric", "NAME")
+    return f"metrics of the checkpoint are not computed: {', '.join(metrics)}; {adds} adds one" if metrics else ""
 
 
 def _describe_parent(start: Start, parent: Parent | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from kresume.errors import UsageError
 from kresume.options.settings import HEAD_SHARE
 from kresume.options.table import TrainConfig
-from kresume.spelling import option
+from kresume.spelling import counted, option
 from kresume.training.plan.notes import listed
 from kresume.values.amount import Amount
 from kresume.values.freezing import Freezing
@@ -40,8 +40,8 @@ def decide_freezing(
     patterns, until = config.freeze, config.unfreeze_at
     if until is not None and until >= epochs:
         raise UsageError(
-            f"{option('unfreeze-at', until)}: the run has {epochs} epochs, so nothing would be unfrozen: give fewer, or leave "
-            "it out"
+            f"{option('unfreeze-at', until)}: the run has {counted(epochs, 'epoch')}, so nothing would be unfrozen: give "
+            "fewer, or leave it out"
         )
     if fresh_head and patterns is None:
         return _head_first(config, model, epochs)

@@ -240,7 +240,7 @@ def gather(
         )
         if nowhere:
             notes.append(
-                f"{len(nowhere):,} lines of {option('drop', config.drop)} match no image; the first is {nowhere[0]}"
+                f"{counted(len(nowhere), 'line')} of {option('drop', config.drop)} without an image; the first is {nowhere[0]}"
             )
     elif merge.facts.dropped:
         notes.append(

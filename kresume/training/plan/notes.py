@@ -14,6 +14,7 @@ import numpy as np
 
 from kresume.class_names import spelled_alike
 from kresume.errors import UsageError
+from kresume.options.resolve import image_size
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
 from kresume.training.plan.amount import HUGE_ADDITION, describe_batch_change
@@ -35,6 +36,7 @@ def notes_of(
     optimizer: str,
     *,
     generation: int,
+    model: Any,
 ) -> list[str]:
     """Returns the notes about a run's images and its parent, in reading order.
 
@@ -46,12 +48,13 @@ def notes_of(
         rate: the learning rate.
         optimizer: the class of the optimizer that trains.
         generation: the generation of the new run.
+        model: the restored parent.
     """
     notes = [*gathered.notes, *gathered.merge.facts.notes]
     if parent is None:
         return notes + _spelled_alike(gathered.manifest.classes)
     notes += _batch_size(parent, gathered, amount, rate, optimizer)
-    notes += _fed_otherwise(config, parent)
+    notes += _fed_otherwise(config, parent, model)
     notes += _seen(config, parent, gathered)
     notes += _replaced(config, parent, gathered)
     notes += parent.state.records.get("notes", ())
@@ -174,12 +177,23 @@ def _batch_size(parent: Parent, gathered: Gathered, amount: Amount, rate: RatePl
         yield change
 
 
-def _fed_otherwise(config: TrainConfig, parent: Parent) -> Iterator[str]:
+def _fed_otherwise(config: TrainConfig, parent: Parent, model: Any) -> Iterator[str]:
     """Yields a note where the run resizes pictures in another way than its parent."""
+    from kresume.models.shapes import takes_any_size
+
     card = parent.card
     if card is None:
         return
-    pairs = [(card.interpolation, config.interpolation), (card.resize, config.resize)]
+    size = image_size(config)
+    sizes = [None if each is None else f"{each[0]}x{each[1]}" for each in (card.image_size, size)]
+    pairs: list[tuple[str, str | None]] = [(card.interpolation, config.interpolation), (card.resize, config.resize)]
+    if takes_any_size(model):
+        pairs.append((str(sizes[0]), sizes[1]))
+    elif size not in {None, card.image_size}:
+        yield (
+            f"the checkpoint was trained with {sizes[0]}, and the model of this run takes {sizes[1]} alone: `before` and the "
+            "gates score it so, which may be worse than it was"
+        )
     changed = [(before, now) for before, now in pairs if now is not None and now != before]
     if changed:
         before, now = (" and ".join(each) for each in zip(*changed, strict=True))
