@@ -182,7 +182,7 @@ def _edited(head: HeadLayer, outputs: int, softmax: bool, replaces: bool) -> Ite
         shape = getattr(operation, "target_shape", None)
         if type(operation) is keras.layers.Reshape and shape is not None and before in shape:
             changes.append((operation, "target_shape", tuple(outputs if each == before else each for each in shape)))
-    if before == 1 and (softmax or replaces or _bent((layer, *head.after))):
+    if before == 1 and (softmax or _bent((layer, *head.after))):
         changes += _softmax_for_one((layer, *head.after), replaces=replaces)
     kept = [(each, name, getattr(each, name)) for each, name, _ in changes]
     try:

@@ -299,7 +299,7 @@ def _meant(loss: Any, kind: str, count: int, outputs: Outputs) -> tuple[bool, st
     """
     if outputs.are == "probabilities" or count > 1 or not aims_at_0_and_1(loss):
         return outputs.are == "logits", ""
-    if outputs.activation is None and outputs.are is not None:
+    if outputs.bounded:
         default = task_of_outputs(count).default_loss
         raise UsageError(
             f"the loss {kind} compares the one output with the label, and {outputs.because}: whether its labels were 0 "

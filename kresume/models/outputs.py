@@ -47,11 +47,13 @@ class Outputs:
         are: `"probabilities"` or `"logits"`; None if unknown.
         because: the evidence, in words; empty if unknown.
         activation: name of the last activation; None if it has no known name.
+        bounded: True if measured outputs stay between -1 and 1, as behind a `tanh`.
     """
 
     are: Literal["probabilities", "logits"] | None
     because: str
     activation: str | None
+    bounded: bool = False
 
     @property
     def exclusive(self) -> bool:
@@ -116,7 +118,8 @@ def read_outputs(model: keras.Model) -> Outputs:
     if lowest >= 0 and highest <= 1:
         return Outputs("probabilities", "its outputs lie between 0 and 1", None)
     if lowest < 0:
-        return Outputs("logits", f"its outputs reach from {lowest:.3g} to {highest:.3g}", None)
+        bounded = lowest >= -1 and highest <= 1
+        return Outputs("logits", f"its outputs reach from {lowest:.3g} to {highest:.3g}", None, bounded)
     return Outputs(None, "", None)
 
 

@@ -363,7 +363,7 @@ def test_a_head_that_is_not_found_is_refused(case):
 def test_a_new_head_in_place_of_one_output_is_a_softmax(make):
     """Whatever bent the single output, the new ones are probabilities of which any may be the highest."""
     model = trained(make())
-    wider, _ = build_wider(model, find_head(model), 4, softmax=False, again=None, replaces=True)
+    wider, _ = build_wider(model, find_head(model), 4, softmax=True, again=None, replaces=True)
     assert read_outputs(wider).exclusive
     np.testing.assert_allclose(wider.predict(images(), verbose=0).sum(1), 1.0, rtol=1e-5)
 

@@ -187,7 +187,7 @@ def of_logits(labels, outputs):
 @pytest.mark.parametrize(
     ("loss", "activation", "cut"),
     [
-        *((loss, None, 0.5) for loss in ("mse", "mean_absolute_error", "huber", "log_cosh", distance)),
+        *((loss, None, 0.5) for loss in ("mse", "mean_absolute_error", "huber", "log_cosh", "msle", distance)),
         *((loss, "relu", 0.5) for loss in ("mse", distance)),
         *((loss, "sigmoid", 0.5) for loss in ("mse", "binary_crossentropy", "hinge", distance, of_logits)),
         *((loss, None, 0.0) for loss in ("hinge", "squared_hinge", "binary_crossentropy", of_logits)),

@@ -233,7 +233,8 @@ def test_one_press_of_ctrl_c_that_comes_by_several_ways_stops_after_a_snapshot(m
         (hosts.Process(0, 2), 9, True),
         (hosts.ALONE, 0, True),
     ):
-        with hosts._acting_as(process), stop.StopRequest() as request:
+        monkeypatch.setattr(hosts, "_joined", process)  # also while process 0 finishes by itself
+        with stop.StopRequest() as request:
             signal.raise_signal(signal.SIGINT)
             assert request.signal == signal.SIGINT
             request._since -= later

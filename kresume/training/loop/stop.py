@@ -47,7 +47,7 @@ class StopRequest:
             return
         if self.signal is None:
             self._since = time.monotonic()
-        elif number == signal.SIGINT and (hosts.this().alone or time.monotonic() - self._since > ONE_PRESS):
+        elif number == signal.SIGINT and (hosts.joined().alone or time.monotonic() - self._since > ONE_PRESS):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
         self.signal = number
