@@ -22,7 +22,7 @@ from typing import Any
 Value = str | bool | float | None
 Speller = Callable[[str, Value], str]
 """Formats an option: expects its flag name (`on-missing`) and optionally its value."""
-RECORDED = re.compile(r"(?<![\w-])--(?P<name>[a-z][a-z-]*)(?: (?P<value>\d[\d.e+-]*))?")
+RECORDED = re.compile(r"(?<![\w-])--(?P<name>[a-z][a-z-]*)(?: (?P<value>\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.-]))?")
 """A flag in a recorded reason, with a number if one follows."""
 
 
@@ -90,6 +90,8 @@ def respelled(reason: str) -> str:
 
     A record does not depend on who made it: it names options as flags.
     """
+    if not in_python():
+        return reason
     return RECORDED.sub(lambda flag: option(flag["name"], float(flag["value"]) if flag["value"] else None), reason)
 
 
