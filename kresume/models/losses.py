@@ -295,7 +295,7 @@ def _meant(loss: Any, kind: str, count: int, outputs: Outputs) -> tuple[bool, st
     """Returns True if a loss that does not say so reads the outputs as logits, and a note for the user.
 
     Raises:
-        UsageError: it compares one output with the label, and the output reaches below 0.
+        UsageError: it compares one output with the label, and the output stays between -1 and 1.
     """
     if outputs.are == "probabilities" or count > 1 or not aims_at_0_and_1(loss):
         return outputs.are == "logits", ""

@@ -210,7 +210,7 @@ def find_form(loss: Any, name: str, head: Head, count: int) -> str:
 def aims_at_0_and_1(loss: Any) -> bool:
     """Returns True if a loss is least where a single output is the label itself, as for a squared error.
 
-    Otherwise an output far beyond 0 or 1 costs no more, as for logits, or labels stand for -1 and 1, as for a hinge.
+    Else an output beyond the label costs less, as for logits, or for a hinge, whose labels stand for -1 and 1.
 
     Args:
         loss: the loss object, or a function of targets and predictions.

@@ -57,7 +57,7 @@ def _log_probabilities(outputs: Any, from_logits: bool) -> Any:
 
     if from_logits:
         return ops.concatenate([ops.log_sigmoid(-outputs), ops.log_sigmoid(outputs)], axis=-1)
-    both = ops.concatenate([1.0 - outputs, outputs], axis=-1)  # outside of 0 to 1 the smaller one is below epsilon
+    both = ops.concatenate([1.0 - outputs, outputs], axis=-1)
     return ops.log(ops.maximum(both, config.epsilon()))
 
 

@@ -267,7 +267,7 @@ def test_a_model_that_rescales_by_itself_eats_0_255(trained, painted, quiet, fro
 
 @pytest.mark.one_backend(trains=True)
 def test_smaller_pixels_than_the_first_layers_expect_are_told(trained, painted, quiet):
-    """What is asked for takes effect, and a line says why it may be a mistake."""
+    """The model is fed as `--pixels` says, and a note names the pixels that its first layers expect."""
     order = "coal,fire,ink,rust,sky"
     path = trained("0-255", front=_rescaling(), loss="sparse_categorical_crossentropy")
     told = [

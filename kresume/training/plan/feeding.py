@@ -118,12 +118,10 @@ def decide_feeding(
         return Feeding(asked or card.pixels, layout, spec, "--pixels" if asked else "the parent's", notes=notes)
     shown = read_convention(model)
     stated = asked or shown
-    doubt = (
-        f"{option('pixels', asked)}: the model's first layers rescale or normalise, as for {shown}, and get much smaller values"
-        if asked is not None and shown is not None and conventions.is_louder(shown, asked)
-        else ""
-    )
-    doubts = (doubt,) if doubt else ()
+    notes = ()
+    if asked is not None and shown is not None and conventions.is_louder(shown, asked):
+        expects = f"the model's first layers rescale or normalise, as for {shown}, and get much smaller values"
+        notes = (f"{option('pixels', asked)}: {expects}",)
     reason = "--pixels" if asked else "from the model's first layers"
     if old is None:
         if stated is None:
@@ -131,7 +129,7 @@ def decide_feeding(
                 "the model has no Rescaling or Normalization layer at its start, so the pixel values that it expects are "
                 f"unknown: give {option('pixels')} ({conventions.SHOWN_NAMES})"
             )
-        return Feeding(stated, layout, spec, reason, notes=doubts)
+        return Feeding(stated, layout, spec, reason, notes=notes)
     sample = _sample(old, classes, spec)
     if len(sample.labels) == 0:
         if stated is None:
@@ -139,10 +137,10 @@ def decide_feeding(
                 "no old image can be read, so the pixel values that the model expects cannot be found: check "
                 f"{option('data')}"
             )
-        return Feeding(stated, layout, spec, reason, notes=doubts)
+        return Feeding(stated, layout, spec, reason, notes=notes)
     reporter.say(f"finding the pixel values that the model expects on {len(sample.labels)} old images")
     found = _probe(config, model, loss, sample, classes, spec, layout, stated, reason, mapped, steps)
-    return replace(found, notes=(*doubts, *found.notes))
+    return replace(found, notes=(*notes, *found.notes))
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
 
 
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECASE)
-"""What a label looks like that a model is to predict as a number."""
+"""Matches a label that is a number, such as an age, which a regression predicts."""
 
 
 def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str, *, extends: bool) -> None:

@@ -184,16 +184,16 @@ def _fed_otherwise(config: TrainConfig, parent: Parent, model: Any) -> Iterator[
     card = parent.card
     if card is None:
         return
-    size = image_size(config)
-    sizes = [None if each is None else f"{each[0]}x{each[1]}" for each in (card.image_size, size)]
     pairs: list[tuple[str, str | None]] = [(card.interpolation, config.interpolation), (card.resize, config.resize)]
-    if takes_any_size(model):
-        pairs.append((str(sizes[0]), sizes[1]))
-    elif size not in {None, card.image_size}:
-        yield (
-            f"the checkpoint was trained with {sizes[0]}, and the model of this run takes {sizes[1]} alone: `before` and the "
-            "gates score it so, which may be worse than it was"
-        )
+    if (size := image_size(config)) not in {None, card.image_size}:
+        old, new = (f"{height}x{width}" for height, width in (card.image_size, size))
+        if takes_any_size(model):
+            pairs.append((old, new))
+        else:
+            yield (
+                f"the checkpoint was trained with {old}, and the model of this run takes {new} alone: `before` and the gates "
+                "score it so, which may be worse than it was"
+            )
     changed = [(before, now) for before, now in pairs if now is not None and now != before]
     if changed:
         before, now = (" and ".join(each) for each in zip(*changed, strict=True))
