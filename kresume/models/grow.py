@@ -17,7 +17,7 @@ probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +25,21 @@ import keras
 import numpy as np
 
 from kresume.backend import live_state
+from kresume.errors import ModelError
 from kresume.models import optimizers, own_counts, slots, structure
 from kresume.models.averages import averaged, pairs_of
-from kresume.models.head import HeadLayer
+from kresume.models.head import HeadLayer, not_grown
+from kresume.models.outputs import answers, output_count
 from kresume.models.statistics import Statistics, used
 from kresume.values.state import SavedOptimizer
 
 SMALL = 0.1
 """Norm of a random row in norms of the old ones."""
+ALIKE = 0.01
+"""Greatest difference of two probabilities that arithmetic of half precision explains."""
+
+Chances = Callable[[np.ndarray], np.ndarray]
+"""Turns outputs `(images, outputs)` into probabilities `(images, classes)`."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,27 @@ def fill(
     Returns:
         The optimizer of `wider`, built. The slots of the new rows start fresh; their averages (EMA) start at the rows.
     """
+    _copy(model, head, wider, rows, replaces=replaces)
+    grown = optimizers.make_optimizer(saved, 1e-3)
+    grown.build(wider.trainable_variables)
+    begun = [
+        (slot.variable, np.array(live_state.host_array(slot.variable.value)))
+        for slot in slots.describe(grown)
+        if replaces and (slot.weight is wider_head.kernel or slot.weight is wider_head.bias) and slot.weight is not None
+    ]
+    slots.carry(optimizer, grown, (lambda *_: None) if replaces else _fitted)
+    if replaces:
+        live_state.assign([variable for variable, _ in begun], [array for _, array in begun])
+        own = {id(each) for each in (wider_head.kernel, wider_head.bias) if each is not None}
+        weights = live_state.inner(grown)._trainable_variables
+        fresh = {index: own_counts.count_of(grown) for index, weight in enumerate(weights) if id(weight) in own}
+        own_counts.begin(grown, own_counts.counts_of(grown) | fresh)
+    _begin_averages(grown, wider_head, len(rows.bias))
+    return grown
+
+
+def _copy(model: keras.Model, head: HeadLayer, wider: keras.Model, rows: Rows, *, replaces: bool = False) -> None:
+    """Copies every variable into a wider model, with new rows in the head; see `fill`."""
     targets = {address.position: identity for identity, address in structure.address_of(wider).items()}
     live = {id(variable): variable for variable in wider.variables}
     own = {id(each) for each in (head.kernel, head.bias) if each is not None}
@@ -199,22 +227,31 @@ def fill(
         target = live[targets[addresses[id(variable)].position]]
         target.assign(value_of(variable, target))
     live_state.renew_constants(wider)
-    grown = optimizers.make_optimizer(saved, 1e-3)
-    grown.build(wider.trainable_variables)
-    begun = [
-        (slot.variable, np.array(live_state.host_array(slot.variable.value)))
-        for slot in slots.describe(grown)
-        if replaces and (slot.weight is wider_head.kernel or slot.weight is wider_head.bias) and slot.weight is not None
-    ]
-    slots.carry(optimizer, grown, (lambda *_: None) if replaces else _fitted)
-    if replaces:
-        live_state.assign([variable for variable, _ in begun], [array for _, array in begun])
-        own = {id(each) for each in (wider_head.kernel, wider_head.bias) if each is not None}
-        weights = live_state.inner(grown)._trainable_variables
-        fresh = {index: own_counts.count_of(grown) for index, weight in enumerate(weights) if id(weight) in own}
-        own_counts.begin(grown, own_counts.counts_of(grown) | fresh)
-    _begin_averages(grown, wider_head, len(rows.bias))
-    return grown
+
+
+def check_answers(model: keras.Model, head: HeadLayer, wider: keras.Model, chances: Sequence[Chances]) -> None:
+    """Raises if two outputs in place of one answer differently.
+
+    Operations behind the head, such as a number that is added, act on one output otherwise than on a pair.
+
+    Args:
+        model: the model with one output.
+        head: its head.
+        wider: the same architecture with more outputs; it takes the model's weights.
+        chances: what turns the outputs of either into probabilities of classes.
+
+    Raises:
+        ModelError: the answers to generated pictures differ.
+    """
+    features, new = int(head.kernel.shape[-2]), output_count(wider) - 2
+    _copy(model, head, wider, Rows(np.zeros((features, new)), np.zeros(new)))
+    given = [values for values in map(answers, (model, wider)) if values is not None and np.isfinite(values).all()]
+    if len(given) < 2:
+        return  # generated pictures show nothing
+    one, pair = (make(values)[:, :2] for make, values in zip(chances, given, strict=True))
+    sums = pair.sum(axis=1)
+    if np.abs(one[:, 1] - pair[:, 1] / np.where(sums > 0, sums, 1.0)).max() > ALIKE:
+        raise ModelError(not_grown(f"passes further operations behind the layer {head.layer.name}"))
 
 
 def _fitted(meaning: str, value: np.ndarray, fresh: np.ndarray) -> np.ndarray | None:

@@ -15,15 +15,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
+from kresume.backend import live_state
 from kresume.errors import KresumeError, ModelError, UsageError
 from kresume.models import architecture, structure
 from kresume.models.build import from_config
-from kresume.models.outputs import backwards, output_count
+from kresume.models.outputs import EXACT, THROUGH, answers, backwards, output_count
 from kresume.models.shapes import build_once, input_shape_of
 from kresume.spelling import option
 
 MOST_LOOKED_AT = 6
+AVERAGING = frozenset({"GlobalAveragePooling2D", "AveragePooling2D", "Mean"})
+"""Layers and operations behind a 1x1 convolution that keep outputs that add up to 1."""
+LOUD = 1e4
+"""Factor of a head's weights under which its outputs show how far they reach."""
+FAR = 4.0
+"""A class whose logit is larger by twice this can have 99.9 % of the probability."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,11 @@ def build_wider(
     place = structure.address_of(model)[id(head.kernel)].position
     addresses = structure.address_of(wider)
     found = next(layer for layer in _candidates(wider) if addresses[id(layer.kernel)].position == place)
-    for one, other in zip(model._flatten_layers(), wider._flatten_layers(), strict=True):
+    if _width(head.layer) == 1:
+        _check_reach(wider, found)
+    # An activation may be a layer, too: the wider model lacks the one that its softmax replaces.
+    weighted = [[layer for layer in each._flatten_layers() if layer.weights] for each in (model, wider)]
+    for one, other in zip(*weighted, strict=True):
         if other.trainable != one.trainable:
             other.trainable = one.trainable
     architecture.freeze_weights(wider, architecture.frozen_weights(model))
@@ -182,8 +194,8 @@ def _edited(head: HeadLayer, outputs: int, softmax: bool, replaces: bool) -> Ite
         shape = getattr(operation, "target_shape", None)
         if type(operation) is keras.layers.Reshape and shape is not None and before in shape:
             changes.append((operation, "target_shape", tuple(outputs if each == before else each for each in shape)))
-    if before == 1 and (softmax or _bent((layer, *head.after))):
-        changes += _softmax_for_one((layer, *head.after), replaces=replaces)
+    if before == 1:
+        changes += _in_place_of_one((*head.after, layer), softmax=softmax, replaces=replaces)
     kept = [(each, name, getattr(each, name)) for each, name, _ in changes]
     try:
         for each, name, value in changes:
@@ -204,11 +216,12 @@ def _bent(operations: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _softmax_for_one(operations: Sequence[Any], *, replaces: bool) -> list[tuple[Any, str, Any]]:
+def _in_place_of_one(operations: Sequence[Any], *, softmax: bool, replaces: bool) -> list[tuple[Any, str, Any]]:
     """Returns the `(object, attribute, value)` that write what bends a single output as a softmax.
 
     Args:
-        operations: the head and what follows it.
+        operations: those from the output back to the head, which is the last.
+        softmax: True if the output is a probability, or is compared with 0 and 1.
         replaces: True for a new head, whose answers need not be those of the old one.
 
     Raises:
@@ -217,23 +230,69 @@ def _softmax_for_one(operations: Sequence[Any], *, replaces: bool) -> list[tuple
     bent = _bent(operations)
     sigmoid = {keras.activations.sigmoid, keras.src.ops.nn.Sigmoid}
     kept = [each for each in bent if not {getattr(each, "activation", None), type(each)} & sigmoid]
-    if not replaces and (kept or not bent):
-        named = (
-            getattr(getattr(kept[0], "activation", None), "__name__", type(kept[0]).__name__).lower() if kept else ""
-        )
-        said = f"is given by {named}" if named else "is compared by its loss with 0 and 1 as it is"
-        raise ModelError(
-            f"the model's one output {said}: only a sigmoid or a logit becomes outputs for more classes with the same answers. "
-            f"Begin a new head with {option('new-head', True)} and images of all classes as {option('data')}, or build the "
-            f"model with an output per class and give it as {option('model', 'FILE.py:FUNCTION')}"
-        )
-    return [
-        # `keras.ops.sigmoid(tensor)`: an operation has no settings, its class is all that is written.
-        (each, "activation", keras.activations.softmax)
-        if hasattr(each, "activation")
-        else (each, "__class__", keras.src.ops.nn.Softmax)
-        for each in bent or operations[:1]
-    ]
+    if not replaces and (kept or (softmax and not bent)):
+        found = f"is given by {_named(kept[0])}" if kept else "is compared by its loss with 0 and 1 as it is"
+        raise ModelError(not_grown(found))
+    if not (bent or softmax):
+        return []
+    skipped = THROUGH | AVERAGING
+    last = next(
+        (each for each in operations[:-1] if type(each).__name__ not in skipped and not _is_linear(each)),
+        operations[-1],
+    )
+    straight = [(each, "activation", keras.activations.linear) for each in bent if hasattr(each, "activation")]
+    if hasattr(last, "activation"):
+        return [*(each for each in straight if each[0] is not last), (last, "activation", keras.activations.softmax)]
+    if last in bent:  # `keras.ops.sigmoid(tensor)`: an operation has no settings, its class is all that is written
+        return [*straight, (last, "__class__", keras.src.ops.nn.Softmax)]
+    return []  # what follows is arithmetic: the outputs stay what it makes of them
+
+
+def _is_linear(operation: Any) -> bool:
+    return isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear
+
+
+def _named(operation: Any) -> str:
+    """Returns the name of the activation that an operation is or has."""
+    activation = getattr(operation, "activation", None)
+    return str(getattr(activation, "__name__", type(activation or operation).__name__)).lower()
+
+
+def not_grown(found: str) -> str:
+    """Returns the message about a single output that does not become several with the same answers."""
+    return (
+        f"the model's one output {found}: only a sigmoid or a logit becomes outputs for more classes with the same answers. "
+        f"Begin a new head with {option('new-head', True)} and images of all classes as {option('data')}, or build the "
+        f"model with an output per class and give it as {option('model', 'FILE.py:FUNCTION')}"
+    )
+
+
+def _check_reach(wider: keras.Model, head: Any) -> None:
+    """Raises if the outputs in place of a single one cannot tell one class from the others.
+
+    The weights of two outputs are large and opposite for a moment: probabilities then come near 1, and logits reach far.
+    Outputs that an operation behind the head holds between -1 and 1 do not, and no training would change that.
+
+    Raises:
+        ModelError: they cannot; the message says between which values they stay.
+    """
+    quiet = np.array(live_state.host_array(head.kernel.value))
+    loud = np.zeros_like(quiet)
+    loud[..., 0], loud[..., 1] = LOUD * quiet[..., 0], -LOUD * quiet[..., 0]
+    head.kernel.assign(loud)
+    values = answers(wider)
+    head.kernel.assign(quiet)
+    if values is None or not np.isfinite(values).all() or np.ptp(values) < EXACT:
+        return  # generated pictures show nothing
+    lowest, highest = float(values.min()), float(values.max())
+    exclusive = lowest >= 0 and np.abs(values.sum(axis=1) - 1).max() < EXACT
+    if highest > 0.9 if exclusive else (lowest < -FAR and highest > FAR):
+        return
+    raise ModelError(
+        f"the operations behind the layer {head.name} keep {values.shape[1]} outputs between {lowest:.3g} and {highest:.3g}, "
+        "as neither probabilities nor logits: build the model with an output per class and give it as "
+        f"{option('model', 'FILE.py:FUNCTION')}"
+    )
 
 
 def _rebuilt(model: keras.Model, config: Any) -> keras.Model:

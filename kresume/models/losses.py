@@ -217,7 +217,12 @@ def choose_loss(
         except (UsageError, ModelError) as error:
             if trains:
                 raise
-            choice = replace(_by_kind(default, outputs, "in place of the checkpoint's"), lost=str(error))
+            read = "the model's one output is read as a logit: above 0 it means the second class"
+            choice = replace(
+                _by_kind(default, outputs, "in place of the checkpoint's"),
+                lost=str(error),
+                note=f"{error}; {read}" if count == 1 and outputs.are != "probabilities" else "",
+            )
         choice = _weighed(choice, weights)
     return _for_mixed_labels(choice) if soft_labels else choice
 

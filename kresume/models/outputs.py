@@ -109,7 +109,7 @@ def read_outputs(model: keras.Model) -> Outputs:
         return Outputs("probabilities", f"its last activation is {name}", name)
     if name in LOGITS:
         return Outputs("logits", f"its last activation is {name}", name)
-    values = _answers(model)
+    values = answers(model)
     if values is None or not np.isfinite(values).all():
         return Outputs(None, "", None)
     lowest, highest = float(values.min()), float(values.max())
@@ -172,7 +172,7 @@ def backwards(model: Any) -> Iterator[Any]:
         tensor = inputs[0]
 
 
-def _answers(model: Any) -> np.ndarray | None:
+def answers(model: Any) -> np.ndarray | None:
     """Predicts a few generated pictures: `(pictures, outputs)`; None if that is impossible."""
     given = input_shape_of(model)
     if not isinstance(given, tuple):

@@ -8,6 +8,9 @@ from kresume.errors import ModelError, UsageError
 from kresume.models import grow, optimizers, slots, structure
 from kresume.models.head import build_wider, find_head
 from kresume.models.outputs import read_outputs
+from kresume.tasks.binary import BINARY
+from kresume.tasks.single_label import SINGLE_LABEL
+from kresume.tasks.task import Head
 from tests.helpers.steps import step_at_random
 
 pytestmark = pytest.mark.one_backend(trains=True)  # whole runs of both backends: test_grown_runs.py
@@ -366,6 +369,81 @@ def test_a_new_head_in_place_of_one_output_is_a_softmax(make):
     wider, _ = build_wider(model, find_head(model), 4, softmax=True, again=None, replaces=True)
     assert read_outputs(wider).exclusive
     np.testing.assert_allclose(wider.predict(images(), verbose=0).sum(1), 1.0, rtol=1e-5)
+
+
+def bent(first, behind):
+    """One output, with an activation inside and a function behind it."""
+    return through(dense(1, first), behind)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: dense(1, layers.LeakyReLU()), "probabilities"),
+        (lambda: bent("tanh", layers.Activation("sigmoid")), "probabilities"),
+        (lambda: bent(None, lambda value: value * 5.0), "logits"),
+        (lambda: bent("tanh", lambda value: value * 5.0), "logits"),
+        (lambda: bent(None, lambda value: 5.0 * keras.ops.tanh(value)), "logits"),
+        (lambda: through(convolution("pool", 1, "sigmoid"), layers.Identity()), "probabilities"),
+    ],
+)
+def test_a_new_head_keeps_what_follows_it_or_is_the_last_activation(make, kind):
+    """Outputs are probabilities that add up to 1 and come near it, or logits that reach far."""
+    model = trained(make())
+    wider, head = build_wider(model, find_head(model), 4, softmax=True, again=None, replaces=True)
+    assert read_outputs(wider).are == kind
+    head.kernel.assign(1e4 * value(head.kernel))
+    outputs = wider.predict(images(), verbose=0)
+    if kind == "logits":
+        assert np.abs(outputs).max() > 4.5
+    else:
+        np.testing.assert_allclose(outputs.sum(1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: bent(None, keras.ops.softsign),
+        lambda: bent(None, keras.ops.erf),
+        lambda: bent(None, layers.ReLU(max_value=1.0)),
+        lambda: bent(None, lambda value: (keras.ops.tanh(value) + 1) / 2),
+        lambda: bent("tanh", lambda value: (value + 1) / 2),
+        lambda: bent("sigmoid", lambda value: value * 0.5),
+    ],
+)
+def test_outputs_that_can_be_neither_probabilities_nor_logits_are_refused(make, replaces):
+    """Between two values no class can be far more probable than the others: no training would change that."""
+    model = trained(make())
+    said = "keep 4 outputs between .* FILE.py:FUNCTION|is given by tanh: only a sigmoid"
+    with pytest.raises(ModelError, match=said):
+        build_wider(model, find_head(model), 4, softmax=False, again=None, replaces=replaces)
+
+
+@pytest.mark.parametrize(
+    ("behind", "kept"),
+    [
+        (lambda value: value * 5.0, True),
+        (lambda value: keras.ops.clip(value, -20, 20), True),
+        (lambda value: value + 3.0, False),
+        (lambda value: keras.ops.relu(value) - 1.0, False),
+    ],
+)
+def test_a_single_logit_grows_where_two_answer_as_it_does(behind, kept):
+    """What an operation behind the head makes of a pair of outputs is measured."""
+    model = trained(bent(None, behind))
+    head = find_head(model)
+    chances = [Head(task, from_logits=True).probabilities for task in (BINARY, SINGLE_LABEL)]
+
+    def check():
+        wider, _ = build_wider(model, head, 4, softmax=False, again=None)
+        grow.check_answers(model, head, wider, chances)
+
+    if kept:
+        check()
+        return
+    with pytest.raises(ModelError, match=r"passes further operations behind the layer dense|keep 4 outputs"):
+        check()
 
 
 def test_a_function_builds_the_wider_model_where_the_class_does_not_say_its_size():

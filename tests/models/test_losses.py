@@ -219,6 +219,18 @@ def test_one_output_means_the_second_class_above_the_number_that_its_loss_sets(l
 
 
 @pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(("activation", "count"), [(None, 1), ("tanh", 1), ("sigmoid", 1), (None, 3), ("softmax", 3)])
+def test_without_its_loss_a_model_with_one_output_says_how_it_is_read(activation, count):
+    """A score needs no loss, but one unbounded output means what its loss makes it mean: at 0 or at 0.5."""
+    model = head({"activation": activation}, count=count)
+    model.compile("sgd", distance)
+    choice = choose_loss(model, saved=model.get_compile_config(), trains=False)
+    assert "distance" in choice.lost
+    said = "distance" in choice.note and "read as a logit: above 0 it means the second class" in choice.note
+    assert said is (count == 1 and activation != "sigmoid")
+
+
+@pytest.mark.one_backend(trains=True)
 def test_binary_crossentropy_over_a_softmax_trains_rows_of_0_and_1():
     """Outputs that add up to 1 are no independent questions: one class per image, as tutorials have it for two outputs."""
     for count, settings in ((2, {}), (3, {"label_smoothing": 0.1})):

@@ -190,6 +190,7 @@ def plan_growth(
     Raises:
         ModelError, UsageError: the head is not found, the model cannot be built wider, or its loss does not fit.
     """
+    from kresume.models.grow import check_answers
     from kresume.models.head import build_wider, find_head
 
     head = find_head(live.model, config.head)
@@ -204,6 +205,8 @@ def plan_growth(
         replaces=bool(config.new_head),
     )
     trained = _as_softmax(wider, loss, config) if single else loss
+    if single and not config.new_head:
+        check_answers(live.model, head, wider, [loss.head.probabilities, trained.head.probabilities])
     _try_loss(trained, outputs)
     return Growth(
         tuple(classes),
