@@ -6,6 +6,7 @@ groups.check_port(group)                        # before JAX listens there
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Mapping
@@ -89,13 +90,18 @@ def _of_environment(environment: Mapping[str, str]) -> Group | None:
 
 
 def check_port(group: Group) -> None:
-    """Raises UsageError if process 0 cannot listen on its port, which would crash jaxlib."""
+    """Raises UsageError if another process has the port of process 0, or it may not be used: jaxlib would crash."""
     if group.coordinator is None or group.process != 0:
         return
     port = int(group.coordinator.rpartition(":")[2])
     try:
-        socket.create_server(("", port)).close()
+        if socket.has_dualstack_ipv6():  # as gRPC listens
+            socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True).close()
+        else:
+            socket.create_server(("", port)).close()
     except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno not in {errno.EADDRINUSE, errno.EACCES}:
+            return  # this host has no such addresses: JAX finds its own
         raise UsageError(
             f"{option('coordinator', group.coordinator)}: process 0 cannot listen on port {port} of {socket.gethostname()} "
             f"({os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error}): does another training use "

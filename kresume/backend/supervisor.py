@@ -42,6 +42,17 @@ def met() -> None:
         os.close(int(number))
 
 
+def _heard(file: int) -> bool:
+    """Returns True if the child has written into this pipe, and closes it."""
+    os.set_blocking(file, False)  # a process that the child has started may hold the other end open
+    try:
+        return bool(os.read(file, 1))
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(file)
+
+
 def supervise(arguments: Sequence[str]) -> int:
     """Runs `kresume` with these arguments as a child, passes signals on, and returns its exit code.
 
@@ -68,8 +79,7 @@ def supervise(arguments: Sequence[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    with open(hears, "rb") as file:
-        have_met = bool(file.read())
+    have_met = _heard(hears)
     if code in {-signal.SIGABRT, 128 + signal.SIGABRT}:
         not_met = (
             "the processes of this training did not meet: start one on each host with the same options, each with its own "

@@ -209,6 +209,16 @@ def test_a_child_that_jaxlib_aborted_is_a_peer_that_died(monkeypatch):
 
 
 @pytest.mark.one_backend
+@pytest.mark.parametrize("written", [b"", b"1"])
+def test_what_the_child_has_started_does_not_keep_its_command_waiting(written):
+    """A worker that lives on has inherited the pipe by which the child tells that all have met."""
+    hears, held_open = os.pipe()
+    os.write(held_open, written)
+    assert supervisor._heard(hears) is bool(written)
+    os.close(held_open)
+
+
+@pytest.mark.one_backend
 def test_signals_reach_a_child_from_a_launcher(monkeypatch):
     """`kill -INT` and `kill -TERM` of the command that the user started stop what it waits for."""
     start = subprocess.Popen
@@ -250,9 +260,15 @@ def test_one_press_of_ctrl_c_that_comes_by_several_ways_stops_after_a_snapshot(m
 
 
 @pytest.mark.one_backend
-def test_a_port_in_use_is_an_error_in_words():
+@pytest.mark.parametrize("v6", [False, True])
+def test_a_port_in_use_is_an_error_in_words(v6):
     """JAX's service crashes on it."""
-    with socket.create_server(("", 0)) as used:
+    family = socket.AF_INET6 if v6 else socket.AF_INET
+    try:
+        server = socket.create_server(("", 0), family=family)
+    except OSError:
+        pytest.skip("this host has no IPv6")
+    with server as used:
         port = used.getsockname()[1]
         group = groups.Group(f"127.0.0.1:{port}", 2, 0, "--coordinator")
         with pytest.raises(UsageError, match=rf"cannot listen on port {port} of .*: does another training use it"):
