@@ -90,7 +90,7 @@ def _of_environment(environment: Mapping[str, str]) -> Group | None:
 
 
 def check_port(group: Group) -> None:
-    """Raises UsageError if another process has the port of process 0, or it may not be used: jaxlib would crash."""
+    """Raises UsageError if process 0 cannot listen on its port, which would crash jaxlib."""
     if group.coordinator is None or group.process != 0:
         return
     port = int(group.coordinator.rpartition(":")[2])

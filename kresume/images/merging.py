@@ -171,13 +171,15 @@ def merge(
     both = given_for_both(given, inverse, Recorded.of(parent, rows, unique, back), left_out)
     notes += labels.notes(on_conflict)
     notes += describe_both(both)
-    notes += _describe_unrecorded(fresh, generation) if parent is not None else []
+    if parent is not None:
+        notes += _describe_known(given, inverse, rows, parent, labels)
+        notes += _describe_unrecorded(fresh, generation)
     merged = Manifest.from_table(table, tuple(classes))
     notes += _describe_absent(merged)
     facts = MergeFacts(
         added=sum(row["origin"] == generation for row in joined),
         known=int(counts[rows >= 0].sum()),
-        duplicates=int((np.delete(counts, sorted(left_out))[np.delete(rows, sorted(left_out)) < 0] - 1).sum()),
+        duplicates=int((np.delete(counts, sorted(left_out)) - 1).sum()),
         conflicts=labels.conflicts,
         unknown=dict(unknown),
         notes=tuple(notes),
@@ -191,6 +193,29 @@ def merge(
         back=sum(row["side"] != VAL for row in back),
     )
     return Merge(merged, facts, elsewhere)
+
+
+def _describe_known(given: Given, inverse: np.ndarray, rows: np.ndarray, parent: Manifest, labels: Labels) -> list[str]:
+    """Returns a note on images that were given as new and that the parent has.
+
+    Those with another label have their own.
+    """
+    contents = np.unique(inverse[given.roles == Given.ADD])
+    known = [
+        row
+        for content, row in zip(contents, rows[contents], strict=True)
+        if row >= 0 and content not in labels.by_content
+    ]
+    if not known:
+        return []
+    one, validating = len(known) == 1, int(parent.is_val[known].sum())
+    sides = (
+        f"; {validating:,} of them {'validates' if validating == 1 else 'validate'}, as before" if validating else ""
+    )
+    return [
+        f"{counted(len(known), 'image')} of {option('add')} {'is' if one else 'are'} among the parent's already, and "
+        f"{'counts' if one else 'count'} once, as {'it was' if one else 'they were'}{sides}"
+    ]
 
 
 def _describe_unrecorded(newcomers: Sequence[Row], generation: int) -> list[str]:

@@ -23,7 +23,7 @@ from kresume.backend.keras_settings import channels_last
 from kresume.checkpoints import content, keras_2, keras_file, legacy_h5, saved_model
 from kresume.checkpoints.layouts import names_of
 from kresume.errors import ModelError
-from kresume.models import architecture
+from kresume.models import architecture, structure
 from kresume.models.freeze import freeze_as_saved
 from kresume.models.hub import HUB, from_preset, is_classifier, require_for
 from kresume.models.new_head import new_head
@@ -37,6 +37,8 @@ from kresume.options.resolve import default_image_size
 from kresume.options.settings import DEFAULTS
 from kresume.spelling import option
 from kresume.values.state import TrainState
+
+MOST_NAMED = 6
 
 
 def build_model(
@@ -281,11 +283,31 @@ def _from_object(
     model = from_config(architecture.serialize(given), own, precision, trust, holder="model=")
     build_once(model, size, said)
     if given.built:
-        for variable, value in zip(model.weights, given.weights, strict=True):
+        for variable, value in _paired(model, given):
             variable.assign(live_state.host_array(value.value))
     if given.compiled:
         compile_alike(model, given, own)
     return model
+
+
+def _paired(model: keras.Model, given: keras.Model) -> list[tuple[Any, Any]]:
+    """Returns the weights of a model, each with that of the object that it was built like.
+
+    Raises:
+        ModelError: one has weights that the other lacks, those of a layer that its `call` does not use for example.
+    """
+    mine, theirs = (
+        {addresses[id(variable)].position: variable for variable in each.weights}
+        for each, addresses in ((model, structure.address_of(model)), (given, structure.address_of(given)))
+    )
+    if differing := mine.keys() ^ theirs.keys():
+        named = sorted(str(theirs[place].path if place in theirs else mine[place].path) for place in differing)
+        has = "the object alone has" if differing <= theirs.keys() else "the object does not have"
+        raise ModelError(
+            f"model=: kresume builds the object again, from its configuration and one call on images, and {has} the weights "
+            f"{', '.join(named[:MOST_NAMED])}: let its call use the layer, build all layers in __init__ or build, or remove it"
+        )
+    return [(variable, theirs[place]) for place, variable in mine.items()]
 
 
 def _from_function(spec: str, num_classes: int | None, image_size: tuple[int, int] | None) -> keras.Model:

@@ -97,6 +97,27 @@ def test_a_conflict_with_a_record_ends_as_asked(doubled, quiet, policy, label):
     assert rows.get(sha) == label
 
 
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.one_backend
+def test_old_images_that_come_as_new_ones_are_counted_and_named(tmp_path, quiet, again):
+    """Each file that was given is in a count: a new image, an old one or a duplicate; what validates goes on to."""
+    write_pictures(tmp_path / "old", 3, 0, AB)
+    write_pictures(tmp_path / "val", 1, 20, AB)
+    first = merged(quiet, data=tmp_path / "old", val=tmp_path / "val").manifest
+    write_pictures(tmp_path / "new", 2, 50, AB)
+    for name, copies in (("old/a/0.png", ("x", "y")), ("val/b/1020.png", ("z",)), ("new/b/1050.png", ("w",))):
+        for copy in copies:
+            shutil.copy(tmp_path / name, tmp_path / "new" / name.split("/")[1] / f"{copy}.png")
+    result = merged(quiet, first, data=tmp_path / "old" if again else None, add=tmp_path / "new", generation=1)
+    facts = result.facts
+    assert facts.added == 4
+    assert facts.duplicates == (3 if again else 2)  # y repeats x, w an image of new/, and x one of old/
+    (note,) = [note for note in facts.notes if "already" in note]
+    assert "2 images of --add are among the parent's already, and count once" in note
+    assert note.endswith("; 1 of them validates, as before")
+    assert not any("already" in note for note in merged(quiet, first, data=tmp_path / "old", generation=1).facts.notes)
+
+
 @pytest.mark.one_backend
 def test_two_labels_within_one_role_cannot_be_decided(tmp_path, quiet):
     """--on-conflict old does not decide between two labels that came in together: both are left out.

@@ -171,6 +171,45 @@ def test_objects_of_one_architecture_are_told_apart_between_threads():
         assert list(pool.map(made, models)) == models
 
 
+@keras.saving.register_keras_serializable("model-objects")
+class WithSpare(keras.Model):
+    """Has a layer that its `call` does not use, built in `__init__` or later."""
+
+    def __init__(self, inside=False, **options):
+        super().__init__(**options)
+        self.inside = inside
+        self.pool, self.top = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2, "softmax")
+        self.spare = keras.layers.Dense(5)
+        if inside:
+            self.spare.build((None, 4))
+
+    def call(self, images):
+        return self.top(self.pool(images / 255.0))
+
+    def get_config(self):
+        return {**super().get_config(), "inside": self.inside}
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.filterwarnings("ignore:.*was called on layer:UserWarning")
+def test_a_layer_that_call_does_not_use_keeps_its_weights_or_is_named(inside):
+    """A run builds the model again from its configuration, which says nothing of a layer that was built by itself."""
+    model = WithSpare(inside=inside)
+    model(np.zeros((1, 10, 10, 3), "float32"))
+    if inside:
+        made = _from_object(name_of(model), {}, None, False, (10, 10))
+        assert [np.array(each).tobytes() for each in made.spare.weights] == [
+            np.array(each).tobytes() for each in model.spare.weights
+        ]
+        return
+    model.spare.build((None, 4))
+    with pytest.raises(
+        ModelError, match=r"the object alone has the weights .*bias, .*kernel: let its call use the layer"
+    ):
+        _from_object(name_of(model), {}, None, False, (10, 10))
+
+
 @pytest.mark.one_backend(trains=True)
 def test_what_no_run_could_continue_is_refused(pictures):
     """Each message says what to do instead."""
