@@ -33,7 +33,7 @@ from kresume.images import merging
 from kresume.images.away import read_ever
 from kresume.images.collect import Sources, collect, list_sources
 from kresume.images.manifest import Manifest
-from kresume.images.sources.records import parse_features
+from kresume.images.sources.records import check_features, parse_features
 from kresume.models.load import GIVEN, RESIZING, Loaded, Subject
 from kresume.models.own_code import is_function
 from kresume.options.resolve import path_of, several
@@ -130,7 +130,9 @@ def evaluate(
     shown = several("data", data)
     if not shown:
         raise UsageError(f"{option('data')}: an empty list names no source")
-    listed = list_sources(reporter, data=shown, features=parse_features(several("feature", feature)), tests=True)
+    features = parse_features(several("feature", feature))
+    listed = list_sources(reporter, data=shown, features=features, tests=True)
+    check_features(features, listed)
     given = Subject.of(
         path, model=model, classes=classes, pixels=pixels, image_size=image_size, axes=axes, resize=resize,
         interpolation=interpolation, imports=imports, map_file=map_file, trust=trust,

@@ -26,6 +26,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.reader import as_files
 from kresume.images.sources import list_images
 from kresume.images.sources.found import Found
+from kresume.images.sources.records import check_features
 from kresume.models.load import Loaded
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Input
@@ -184,6 +185,7 @@ def _choose(
 ) -> tuple[Sequence[Found], np.ndarray, str]:
     if data:
         listing = list_images(list(data), reporter, features)
+        check_features(features, [listing])
         index_of = {name: index for index, name in enumerate(loaded.card.classes)}
         listed = name_numbers(listing, loaded.card.classes)
         labels = np.array([index_of.get(found.label, -1) for found in listed])

@@ -19,6 +19,7 @@ from pathlib import Path
 from kresume.errors import ImagesError
 from kresume.images.sources import folders, is_text, kind_of, list_images, nameless, shards
 from kresume.images.sources.found import NO_CLASS, Found, Listing, Quarantined, Source
+from kresume.images.sources.records import check_features
 from kresume.reporter import Reporter
 from kresume.storage import locations
 
@@ -74,6 +75,7 @@ def list_unlabelled(
 
     Raises:
         ImagesError: a path does not exist, or there is no picture in any of them.
+        UsageError: `features` are given, and no source has any.
     """
     sources: list[tuple[Source, Listing | None]] = []
     total = 0
@@ -88,6 +90,7 @@ def list_unlabelled(
         total += len(listing.files) + len(listing.quarantine)
     if not total:
         raise ImagesError(f"{', '.join(map(str, paths))}: there are no pictures")
+    check_features(features, (listing for _, listing in sources if listing is not None))
     return Asked(tuple(sources), total)
 
 

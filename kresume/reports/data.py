@@ -29,6 +29,7 @@ from kresume.images.merging import Merge, merge
 from kresume.images.near import near_pairs, thumb_array
 from kresume.images.scans import manifest_of
 from kresume.images.sources import Quarantined
+from kresume.images.sources.records import check_features
 from kresume.reporter import Reporter
 from kresume.spelling import counted, in_bytes
 from kresume.values.decode_spec import DecodeSpec
@@ -89,12 +90,14 @@ def scan(
 
     Raises:
         ImagesError: a source is missing, or none of its files can be used.
+        UsageError: `features` are given, and no source has any.
     """
     if "keras" not in sys.modules:
         selection.select(None)
     spec = DecodeSpec(COMPARED_SIZE, COMPARED_SIZE)
     store = open_cache(spec, cache)
     sources = list_sources(reporter, data=paths, val=val, features=features, memory=listings_of(cache))
+    check_features(features, sources)
     if against is not None:
         sources = sources.named(against.classes)
     collected = collect(sources, spec, store, reporter, recorded=against, doing="reading", pixels=False)

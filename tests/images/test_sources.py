@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import kresume
 from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.exports.export import export
@@ -23,6 +24,8 @@ from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
 from kresume.images.sources import Found, Listing, list_images, records
 from kresume.images.sources.records import FRAME, masked_crc, parse_features
+from kresume.reporter import Reporter
+from kresume.reports.data import scan
 from kresume.storage import locations
 from kresume.storage.stores import Bucket
 from kresume.values.decode_spec import DecodeSpec
@@ -429,7 +432,7 @@ def test_features_of_another_name_can_be_named(tmp_path, quiet):
 
 @pytest.mark.one_backend(trains=True)
 def test_features_of_another_name_are_scored_and_compared_on(tmp_path):
-    """A run trained with `--feature` is evaluated and exported with it."""
+    """A run trained with `--feature` is evaluated and exported with it; named where there are none, they are an error."""
     write_pictures(tmp_path / "pictures", 4, 0)
     write_records(tmp_path / "r.tfrecord", files_of(tmp_path / "pictures"), encoded="picture")
     given = {"data": [str(tmp_path / "r.tfrecord")], "feature": ("encoded=picture",)}
@@ -438,6 +441,18 @@ def test_features_of_another_name_are_scored_and_compared_on(tmp_path):
     with pytest.raises(ImagesError, match=r"feature=\['encoded=NAME'\]"):
         evaluate(path, data=given["data"])
     assert export(path, tmp_path / "out", format="weights-h5", **given).parity.images == 12
+    without = {**given, "data": [str(tmp_path / "pictures")]}
+    for use in (
+        lambda: evaluate(path, **without),
+        lambda: export(path, tmp_path / "no", format="weights-h5", **without),
+        lambda: kresume.predict(path, without["data"], feature=given["feature"]),
+        lambda: kresume.plan(quiet=True, **without, **TINY),
+        lambda: scan(without["data"], Reporter(quiet=True), features=parse_features(given["feature"])),
+    ):
+        with pytest.raises(UsageError, match=r"encoded=picture.* names a feature of TFRecord files, and none"):
+            use()
+    write_pictures(tmp_path / "more", 2, 50)  # an option that a child takes over is not asked for again
+    assert kresume.plan(path, add=[str(tmp_path / "more")], quiet=True).images["new"] == 6
 
 
 @pytest.mark.one_backend

@@ -85,6 +85,7 @@ def list_images(
     known: dict[str, tuple[int, int, Facts]] = {}
     numbered = True
     moved: set[str] = set()
+    examples = False
     with reporter.progress("listing", None, "files") as advance:
         for given in paths:
             path = locations.absolute(str(given))
@@ -112,10 +113,18 @@ def list_images(
             known |= listing.known
             numbered &= listing.numbered
             moved |= listing.moved
+            examples |= listing.examples
     numbered = numbered and bool(files)
     names = sorted(classes, key=int) if numbered else sorted(classes)
     return Listing(
-        tuple(files.values()), tuple(notes), tuple(names), tuple(quarantine), known, numbered, frozenset(moved)
+        tuple(files.values()),
+        tuple(notes),
+        tuple(names),
+        tuple(quarantine),
+        known,
+        numbered,
+        frozenset(moved),
+        examples,
     )
 
 

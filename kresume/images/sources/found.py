@@ -133,6 +133,7 @@ class Listing:
         known: facts that the source itself has recorded.
         numbered: True if the labels are numbers of outputs, not names.
         moved: the folders of `Source.moves` from which images of a list have moved.
+        examples: True if some of them are examples of a TFRecord.
     """
 
     files: tuple[Found, ...]
@@ -142,6 +143,7 @@ class Listing:
     known: Known = field(default_factory=dict)
     numbered: bool = False
     moved: frozenset[str] = frozenset()
+    examples: bool = False
 
 
 @dataclass(frozen=True)

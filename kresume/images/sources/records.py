@@ -12,13 +12,13 @@ import json
 import lzma
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from kresume.errors import ImagesError, UsageError
 from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Quarantined, Source
-from kresume.spelling import option
+from kresume.spelling import joined, option
 from kresume.storage import atomic, locations
 
 USUAL = {"encoded": "image/encoded", "label": "image/class/label", "text": "image/class/text"}
@@ -83,7 +83,9 @@ def list_source(source: Source, advance: Advance) -> Listing:
         Quarantined(f"{source.path}/record-{number}", "", "its checksum is wrong: the record is damaged")
         for number in damaged
     )
-    return Listing(found, (), tuple(sorted({each.label for each in found})), set_aside, numbered=numbered)
+    return Listing(
+        found, (), tuple(sorted({each.label for each in found})), set_aside, numbered=numbered, examples=True
+    )
 
 
 Example = tuple[int, int, int, str, bool]
@@ -170,6 +172,13 @@ def _label(feature: Any, names: dict[str, str], where: str) -> tuple[str, bool]:
         f"{', '.join(sorted(feature))}: name the right one with {option('feature', 'label=NAME')} or "
         f"{option('feature', 'text=NAME')}"
     )
+
+
+def check_features(features: Mapping[str, str] | None, listings: Iterable[Listing]) -> None:
+    """Raises UsageError if names of features were given, and no source has any."""
+    if features and not any(listing.examples for listing in listings):
+        given = joined(option("feature", f"{role}={name}") for role, name in features.items())
+        raise UsageError(f"{given} names a feature of TFRecord files, and none of the images is in one: leave it out")
 
 
 def parse_features(values: tuple[str, ...] | None) -> dict[str, str]:

@@ -44,7 +44,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
     notes: list[str] = []
     classes: set[str] = set()
     quarantine: list[Quarantined] = []
-    numbered = True
+    numbered, examples = True, False
     others = 0
     for path in _files(source.path) or ():
         function = _kind(path)
@@ -57,8 +57,14 @@ def list_source(source: Source, advance: Advance) -> Listing:
         classes |= set(listing.classes)
         quarantine += listing.quarantine
         numbered &= listing.numbered
+        examples |= listing.examples
     if others:
         notes.append(f"{source.given}: {counted(others, 'file')} beside the shards left out")
     return Listing(
-        tuple(found), tuple(dict.fromkeys(notes)), tuple(sorted(classes)), tuple(quarantine), numbered=numbered
+        tuple(found),
+        tuple(dict.fromkeys(notes)),
+        tuple(sorted(classes)),
+        tuple(quarantine),
+        numbered=numbered,
+        examples=examples,
     )

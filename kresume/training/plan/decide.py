@@ -21,6 +21,7 @@ from kresume.evaluation.caches import open_cache
 from kresume.images.collect import Sources
 from kresume.images.mixing import make_order
 from kresume.images.reader import PictureReader
+from kresume.images.sources.records import check_features, parse_features
 from kresume.options.given import code_of, given
 from kresume.options.model_objects import is_object
 from kresume.options.resolve import cache_limit, default_image_size, image_size
@@ -86,7 +87,10 @@ def list_named(start: Start, reporter: Reporter, *, writes: bool) -> Sources:
         check_installed()
     image_size(start.config)
     check_head_options(start.config)
-    return list_sources(start.config, reporter, writes=writes)
+    sources = list_sources(start.config, reporter, writes=writes)
+    if not start.config.watch:  # which may find such files later
+        check_features(parse_features(start.given.feature), sources)
+    return sources
 
 
 def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loaded:
