@@ -6,11 +6,14 @@
 If an image has another label than recorded, and is no longer at the old place, the new label replaces the old one: the file is
 gone or holds another picture now, or its archive was made again. If it has both labels, or is given with two, that is a
 conflict: it is left out, unless `on_conflict` chooses a label.
+
+A class folder that still says what it said when the image was recorded says nothing new: a label that corrected it since
+holds, however often the folder is given again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +21,7 @@ import numpy as np
 
 from kresume.images.manifest import LOCATION, Manifest
 from kresume.images.prepare import Image
-from kresume.images.sources.found import ONE_LABEL, STREAM_CODINGS, key_of
+from kresume.images.sources.found import ONE_LABEL, STREAM_CODINGS, Found, canonical, key_of
 from kresume.images.sources.tables import is_there
 from kresume.spelling import counted, option
 from kresume.storage import locations
@@ -63,12 +66,14 @@ class Labels:
         conflicts: files whose content has two labels, as (path, label, other label).
         undecided: those of them whose image is left out.
         relabels: images that now have another label and no longer the old one, as (path, old label, label).
+        kept: images whose recorded label holds against that of their folder, as (path, the folder's, the recorded).
     """
 
     by_content: Mapping[int, str | None]
     conflicts: tuple[tuple[str, str, str], ...]
     undecided: tuple[tuple[str, str, str], ...]
     relabels: tuple[tuple[str, str, str], ...]
+    kept: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def left_out(self) -> set[int]:
@@ -81,7 +86,7 @@ class Labels:
         if self.undecided:
             path, label, other = self.undecided[0]
             within = (
-                ""
+                f" ({option('on-conflict', 'new')} uses the newer label, where one is newer)"
                 if on_conflict == "quarantine"
                 else f" ({option('on-conflict', on_conflict)} cannot tell which label is older)"
             )
@@ -103,6 +108,13 @@ class Labels:
             notes.append(
                 f"{counted(len(self.relabels), 'image', 'has', 'have')} a new label; the first is {path} ({before} -> {now})"
             )
+        if self.kept:
+            path, folder, label = self.kept[0]
+            notes.append(
+                f"{counted(len(self.kept), 'image', 'keeps', 'keep')} the label that corrected "
+                f"{'its folder' if len(self.kept) == 1 else 'their folders'} before; the first is {path} ({label}; its folder "
+                f"still says {folder}): {option('on-conflict', 'new')} takes the folders' labels"
+            )
         return notes
 
 
@@ -122,13 +134,14 @@ def decide_labels(
     conflicts: list[tuple[str, str, str]] = []
     undecided: list[tuple[str, str, str]] = []
     relabels: list[tuple[str, str, str]] = []
+    kept: list[tuple[str, str, str]] = []
     by_content: dict[int, str | None] = {}
     for content, members in _contradictions(labels, recorded, inverse, rows, len(rows)).items():
         before, group = len(conflicts), _Group(members, int(rows[content]))
-        by_content[content] = _judge(group, parent, given, on_conflict, conflicts, relabels)
+        by_content[content] = _judge(group, parent, given, on_conflict, conflicts, relabels, kept)
         if by_content[content] is None:
             undecided += conflicts[before:]
-    return Labels(by_content, tuple(conflicts), tuple(undecided), tuple(relabels))
+    return Labels(by_content, tuple(conflicts), tuple(undecided), tuple(relabels), tuple(kept))
 
 
 def _label_codes(parent: Manifest | None, given: Given, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -178,16 +191,26 @@ def _judge(
     on_conflict: OnConflict,
     conflicts: list[tuple[str, str, str]],
     relabels: list[tuple[str, str, str]],
+    kept: list[tuple[str, str, str]],
 ) -> str | None:
     """Chooses the label of a content with several; None leaves it out.
 
-    Appends to `conflicts` or `relabels`.
+    Appends to `conflicts`, `relabels` or `kept`.
     """
     images = [given.images[index] for index in group.members]
-    named = list(dict.fromkeys(image.found.label for image in images))
-    before = named[0]
+    record: dict[str, Any] = {}
     if group.row >= 0 and parent is not None:
         record = {name: parent.table.column(name)[group.row].as_py() for name in ("label", "sha256", *LOCATION)}
+    if record and on_conflict != "new":
+        telling = [image for image in images if not _says_nothing_new(image.found, images, record)]
+        if not telling:
+            told = next(image.found for image in images if image.found.label != record["label"])
+            kept.append((told.name, told.label, str(record["label"])))
+            return str(record["label"])
+        images = telling
+    named = list(dict.fromkeys(image.found.label for image in images))
+    before = named[0]
+    if record:
         before = str(record["label"])
         key = key_of(record["path"], record["offset"], record["length"])
         # A list, or a label in a record, may have been corrected for the image at its place; "old" says that it was not.
@@ -209,6 +232,30 @@ def _judge(
     asked = by_role[Given.DATA if on_conflict == "old" else Given.ADD]
     other = by_role[Given.ADD if on_conflict == "old" else Given.DATA]
     return next(iter(asked)) if len(asked) == 1 and other else None
+
+
+def _says_nothing_new(found: Found, images: Sequence[Image], record: Mapping[str, Any]) -> bool:
+    """Returns True if an image's class folder is as it was, and another label has corrected it since, or does now.
+
+    A copy in another folder corrects nothing: the image then has two labels.
+    """
+    if not _is_in_its_folder(found, record):
+        return False
+    corrected = (image.found for image in images if image.found.label != found.label and image.found.key == found.key)
+    return found.label != record["label"] or any(corrected)
+
+
+def _is_in_its_folder(found: Found, record: Mapping[str, Any]) -> bool:
+    """Returns True if the label is that of a class folder in which the image was when it was recorded."""
+    source = f"{locations.absolute(found.source)}/"
+    if not found.member and not found.path.startswith(source):
+        return False  # a list says the label
+    place, was = (found.member, record["member"]) if found.member else (found.path[len(source) :], record["path"])
+    parts = place.split("/")
+    return any(
+        canonical(part) == found.label and f"/{was}".endswith(f"/{'/'.join(parts[index:])}")
+        for index, part in enumerate(parts[:-1])
+    )
 
 
 def _still_there(record: Mapping[str, Any]) -> bool:

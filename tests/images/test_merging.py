@@ -85,6 +85,47 @@ def test_another_label_in_a_list_is_a_correction_unless_the_old_one_is_asked_for
     assert len(result.facts.conflicts) == (policy == "old")
 
 
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "tar", "list"])
+@pytest.mark.parametrize(("policy", "label"), [("quarantine", "a"), ("old", "a"), ("new", "b")])
+@pytest.mark.one_backend
+def test_a_folder_that_is_given_every_week_does_not_undo_a_correction(tmp_path, quiet, policy, label, kind, moved):
+    """Its path says what it said when the image was recorded. A list that says so is another correction."""
+    week = tmp_path / "week"
+    write_pictures(week, 2, 0, AB)
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in week.rglob("*.png"))
+    source = shutil.make_archive(str(tmp_path / "week"), "tar", week) if kind == "tar" else week
+    first = merged(quiet, data=source).manifest
+    table = first.table.to_pylist()
+    corrected = [{**row, "label": "a"} if "1001.png" in row["path"] + row["member"] else row for row in table]
+    second = first.from_table(first.table.from_pylist(corrected, first.table.schema), AB)
+    if moved:
+        target = tmp_path / "elsewhere"
+        shutil.move(week, target / "week")
+        source = shutil.make_archive(str(target), "tar", target / "week") if kind == "tar" else target / "week"
+    if kind == "list":
+        source = (source.parent if moved else tmp_path) / "list.csv"
+        source.write_text("path,label\n" + "".join(f"{name},{name.split('/')[1]}\n" for name in names))
+    result = merged(quiet, second, add=source, generation=2, on_conflict=policy)
+    labels = [row["label"] for row in result.manifest.table.to_pylist() if "1001.png" in row["path"] + row["member"]]
+    assert labels == ["b" if kind == "list" and (moved or policy == "quarantine") else label]
+    told = [note for note in result.facts.notes if "keeps the label that corrected its folder before" in note]
+    assert len(told) == (policy != "new" and kind != "list")
+
+
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.one_backend
+def test_a_list_corrects_images_whose_folder_is_given_beside_it(tmp_path, quiet, again):
+    """The folder says what the record says; without a record nothing tells which of the two is right."""
+    write_pictures(tmp_path / "week", 2, 0, AB)
+    (tmp_path / "right.csv").write_text("path,label\nweek/b/1001.png,a\n")
+    first = merged(quiet, data=tmp_path / "week").manifest if again else None
+    result = merged(quiet, first, data=tmp_path / "week", add=tmp_path / "right.csv", generation=1)
+    labels = [row["label"] for row in result.manifest.table.to_pylist() if row["path"].endswith("1001.png")]
+    assert labels == (["a"] if again else [])
+    assert [each[1:] for each in result.facts.relabels] == ([("b", "a")] if again else [])
+
+
 @pytest.mark.parametrize(("policy", "label"), [("quarantine", None), ("old", "b"), ("new", "a")])
 @pytest.mark.one_backend
 def test_a_conflict_with_a_record_ends_as_asked(doubled, quiet, policy, label):
