@@ -30,7 +30,7 @@ from kresume.storage import locations
 from kresume.storage.stores import Bucket
 from kresume.values.decode_spec import DecodeSpec
 from tests.helpers import flaky_bucket
-from tests.helpers.pictures import CLASSES, write_pictures
+from tests.helpers.pictures import CLASSES, save_photo, write_pictures
 from tests.helpers.runs import TINY, run_training
 
 SPEC = DecodeSpec(12, 12)
@@ -802,6 +802,62 @@ def test_a_packed_archive_needs_the_cache_and_strict_needs_every_file(tmp_path, 
     (tmp_path / "old" / "circle" / "broken.png").write_bytes(b"x")
     with pytest.raises(ImagesError, match=r"--strict-images: 1 file cannot be used, the first is .*broken.png"):
         run_training(out=str(tmp_path / "1"), data=[str(tmp_path / "old")], strict_images=True, **TINY)
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+@pytest.mark.parametrize(
+    ("inside", "way"),
+    [
+        ({"val": CLASSES}, "holds val/ beside .* would be a class val. If it is none, move it .* with --val"),
+        ({"Test": CLASSES[:1]}, "If it is none, move it out of there: test images are for `kresume eval`"),
+        ({"new": CLASSES[:2]}, "would be a class new. If it is none, move it out of there, and give it as a source"),
+        ({"new": CLASSES[:1]}, None),  # a class may hold one folder with the name of another
+        ({"new": ("left", "right")}, None),
+        ({"test": ("left", *CLASSES)}, None),
+    ],
+)
+@pytest.mark.one_backend
+def test_classes_that_are_there_twice_are_no_class(tmp_path, quiet, form, inside, way):
+    """A split, or more images, among the class folders was a class of its own."""
+    folder = tmp_path / "photos"
+    write_pictures(folder, 1, 0)
+    for name, classes in inside.items():
+        write_pictures(folder / name, 1, 30, classes)
+    path = folder if form == "folder" else Path(shutil.make_archive(str(folder), form, folder))
+    if way is None:
+        assert list_images([path], quiet).classes == tuple(sorted((*CLASSES, *inside)))
+        return
+    with pytest.raises(ImagesError, match=way):
+        list_images([path], quiet)
+
+
+@pytest.mark.parametrize(
+    ("files", "refused"),
+    [
+        ({"images/train/{}.jpg": 1, "labels/train/{}.txt": 0}, True),
+        ({"train/images/{}.jpg": 1, "train/labels/{}.txt": 0, "valid/images/{}9.jpg": 1}, True),
+        ({"images/{}.jpg": 1, "annotations/{}.xml": 0}, True),
+        ({"imgs/{}.jpg": 1, "masks/{}.jpg": 1}, True),
+        ({"images/{}.jpg": 1, "labels/x{}.jpg": 1}, False),  # pictures of labels, on bottles say
+        ({"images/{}.jpg": 1, "cat/{}.jpg": 1}, False),
+    ],
+)
+@pytest.mark.one_backend
+def test_pictures_beside_annotations_are_no_classes(tmp_path, quiet, files, refused):
+    """Data sets for detection and segmentation were trained as a class `images`."""
+    for pattern, is_picture in files.items():
+        for number in range(3):
+            path = tmp_path / pattern.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if is_picture:
+                save_photo(path, number + 10 * len(pattern))
+            else:
+                path.write_text("0 0.5 0.5 0.1 0.1")
+    if refused:
+        with pytest.raises(ImagesError, match=r"for detection or segmentation, and no classes.*columns path and label"):
+            list_images([tmp_path], quiet)
+    else:
+        assert len(list_images([tmp_path], quiet).files) == 6
 
 
 @pytest.mark.one_backend

@@ -18,6 +18,7 @@ from typing import Any
 from kresume.errors import ImagesError
 from kresume.images.sources.found import Source
 from kresume.images.sources.names import CONTAINERS, LISTS, SPLITS, UNSURE, ending, may_be_picture
+from kresume.images.sources.not_classes import refuse_annotations, refuse_classes_inside
 from kresume.images.sources.trees import OnDisk, Tree
 from kresume.spelling import counted, option
 from kresume.storage import locations
@@ -109,7 +110,7 @@ def find(tree: Tree, source: Source) -> tuple[list[ClassFolder], list[str]]:
     """Returns the class folders of a tree, and notes.
 
     Raises:
-        ImagesError: if the tree is empty, or holds images without class folders.
+        ImagesError: if the tree is empty, or holds images without class folders, or folders that are no classes.
     """
     given = source.given
     notes: list[str] = []
@@ -143,7 +144,9 @@ def find(tree: Tree, source: Source) -> tuple[list[ClassFolder], list[str]]:
         if ending(entry.name) in LISTS
     ]
     found = list(_class_folders(tree, folders, notes, source))
+    refuse_annotations(tree, found, given)
     if found and all(folder.split is None for folder in found):
+        refuse_classes_inside(tree, folders, given)
         notes += _one_level_too_high(tree, folders, given)
     return found, notes
 
