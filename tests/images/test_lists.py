@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -146,6 +147,21 @@ def test_lists_of_other_programs_are_read(tmp_path, quiet, written):
         ("a.csv", "path,label,split\nx.png,a,maybe\n", "use train, val or test"),
         ("a.csv", "path,label,Split\nx.png,a,test\n", "the column 'Split' holds 'test', but only a column named split"),
         ("a.csv", "path,label, split\nx.png,a,val\n", "the column ' split' holds 'val'"),
+        (
+            "a.csv",
+            "path,label,is_valid\nx.png,a,True\ny.png,b,False\n",
+            "'is_valid' marks the images of one split, .*: write train, val or test into one, or leave it out",
+        ),
+        (
+            "a.jsonl",
+            '{"path": "x.png", "label": "a", "IsTest": 0}\n{"path": "y.png", "label": "b", "IsTest": 1}\n',
+            "marks",
+        ),
+        (
+            "a.csv",
+            "path,label,Usage\nx.png,a,Training\ny.png,b,PublicTest\n",
+            "the column 'Usage' holds 'publictest', 'training'",
+        ),
         ("a.jsonl", '{"path": "x.png", "label": "a", "subset": "Test"}\n', "the column 'subset' holds 'Test'"),
         (
             "a.jsonl",
@@ -210,6 +226,28 @@ def test_two_columns_of_one_name_in_parquet(tmp_path, quiet):
         list_images([tmp_path / "a.parquet"], quiet)
     (tmp_path / "a.csv").write_text("path,label,x,x\ncircle/0.png,a,1,2\n")
     assert len(list_images([tmp_path / "a.csv"], quiet).files) == 1
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_in_another_case_or_unicode_form_are_found(tmp_path, quiet, form):
+    """A list from Windows or a Mac; two files alike are told apart by their exact names, or not at all."""
+
+    def spelled(text):
+        return unicodedata.normalize(form, text)
+
+    folder = tmp_path / spelled("é") / spelled("Été")
+    write_pictures(folder, 3, 0, ("a",))
+    os.rename(folder / "a" / "0.png", folder / "a" / spelled("üx.png"))
+    os.rename(folder / "a" / "1.png", folder / "a" / "Twin.png")
+    os.rename(folder / "a" / "2.png", folder / "a" / "twin.png")
+    other = "NFD" if form == "NFC" else "NFC"
+    listed = [unicodedata.normalize(other, "ÉTÉ/A/Üx.PNG"), f"{spelled('Été')}/a/twin.png", "été/a/TWIN.png"]
+    path = tmp_path / spelled("é") / "a.csv"
+    path.write_text("path,label\n" + "".join(f"{name},a\n" for name in listed))
+    listing = list_images([path], quiet)
+    assert [os.path.basename(each.path) for each in listing.files] == [spelled("üx.png"), "twin.png"]
+    assert [os.path.basename(each.path) for each in listing.quarantine] == ["TWIN.png"]
 
 
 @pytest.mark.one_backend

@@ -30,8 +30,16 @@ BOXES = {"xmin", "ymin", "xmax", "ymax", "x1", "y1", "x2", "y2", "bbox", "boxes"
 """Names of columns, spelled likewise, of lists whose labels are those of parts of a picture."""
 MARKS = {"0", "1", "0.0", "1.0", "True", "False", "true", "false"}
 """Values of a column that answers one question about each picture, where there are several labels per image."""
-SPLIT_COLUMNS = {"split", "subset", "partition", "set", "fold"}
+SPLIT_COLUMNS = {"split", "splits", "datasplit", "subset", "partition", "set", "fold"}
 """Names, spelled likewise, of columns that hold splits in other programs' lists; only `split` is used."""
+ONE_SPLIT = {
+    each
+    for name in ("train", "training", "val", "valid", "validation", "test", "testing")
+    for each in (name, f"is{name}")
+} | {"holdout", "isholdout"}
+"""Names, spelled likewise, of columns that mark the images of one split, such as fastai's `is_valid`."""
+SIDES = {**SPLITS, "publictest": "test", "privatetest": "test"}
+"""Values of columns of splits, in lower case; Kaggle scores two parts of the images to test on."""
 
 
 def find_columns(row: Mapping[Any, Any], source: Source) -> dict[str, str]:
@@ -174,9 +182,12 @@ class OtherSplits:
             if values is None:
                 continue
             text = str(row.get(name)).strip().lower()
-            if text in SPLITS and name in self._named:
+            if _plain(str(name)) in ONE_SPLIT and text in MARKS:
+                values.add(text)
+                continue
+            if text in SIDES and name in self._named:
                 raise _other_split(where, name, {str(row.get(name))})
-            if text in SPLITS:
+            if text in SIDES:
                 values.add(text)
             elif text not in {"", "none", "nan"} and name not in self._named:
                 self._values[name] = None  # values of another kind
@@ -188,7 +199,12 @@ class OtherSplits:
             ImagesError: one is.
         """
         for name, values in self._values.items():
-            if values and {SPLITS[value] for value in values} - {"train"}:
+            if values and values <= MARKS and len(values) > 1:
+                raise ImagesError(
+                    f"{given}: the column {str(name)!r} marks the images of one split, but only a column named split is used: "
+                    "write train, val or test into one, or leave it out"
+                )
+            if values and {SIDES.get(value, "train") for value in values} - {"train"}:
                 raise _other_split(given, name, values)
 
 

@@ -19,8 +19,9 @@ from typing import Any
 from kresume.errors import ImagesError
 from kresume.images.sources.columns import OtherLabels, OtherSplits, describe_columns, find_columns
 from kresume.images.sources.found import NO_CLASS, ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
-from kresume.images.sources.names import LISTS, PICTURES, SPLITS
+from kresume.images.sources.names import LISTS, SPLITS
 from kresume.images.sources.rows import read_rows
+from kresume.images.sources.spellings import Spellings
 from kresume.spelling import counted, option
 from kresume.storage import locations
 from kresume.storage.damage import reason
@@ -79,7 +80,7 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
     used: set[str] = set()
     read_as = ""
     moved: set[str] = set()
-    others, second = OtherSplits(), OtherLabels()
+    others, second, spellings = OtherSplits(), OtherLabels(), Spellings()
     for number, row in enumerate(read_rows(source), 1):
         where = f"{source.given}, row {number:,}"
         if not columns:
@@ -108,7 +109,7 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
         moved |= old
         full = locations.join(folder, path)
         try:
-            full, facts = _located(full, locations.join(folder, path.strip()))
+            full, facts = spellings.locate(full, locations.join(folder, path.strip()))
         except (OSError, ValueError) as error:  # ValueError: no file can have this name
             why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
             counts["relative"] += full != path
@@ -190,34 +191,6 @@ def _split(row: Mapping[str, Any], where: str) -> str | None:
     if split is None:
         raise ImagesError(f"{where}: split {row['split']}: use train, val or test")
     return split
-
-
-def _located(path: str, bare: str) -> tuple[str, os.stat_result]:
-    """Returns the path and the facts of a listed file.
-
-    It is the one that is named, else without the blanks around it, with Windows' slashes turned, with its ending in the other
-    case, or with the ending that the list leaves out.
-
-    Args:
-        path: the path.
-        bare: the path without the blanks around the listed name.
-
-    Raises:
-        OSError, ValueError: there is none.
-    """
-    try:
-        return path, locations.stat(path)
-    except OSError as error:
-        turned = bare.replace("\\", "/")
-        others = [bare, turned]
-        stem, end = os.path.splitext(turned)
-        known = end.lower() in PICTURES
-        others += [f"{stem}{end.lower()}", f"{stem}{end.upper()}"] if known else []
-        others += [] if known else [f"{turned}{each}" for each in sorted(PICTURES)]
-        for other in dict.fromkeys(others):
-            with contextlib.suppress(OSError):
-                return other, locations.stat(other)
-        raise error
 
 
 def _label(value: Any, path: str, where: str) -> str:
