@@ -31,6 +31,9 @@ from kresume.spelling import option
 from kresume.storage import locations
 from kresume.values.decode_spec import DecodeSpec
 
+MOST_NAMED = 5
+"""Numbers of outputs that a note names."""
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -228,7 +231,19 @@ def _named(listing: Listing, classes: Sequence[str]) -> Listing:
     files = name_numbers(listing, classes)
     if files is listing.files:
         return listing
-    return replace(listing, files=files, classes=tuple(sorted({found.label for found in files})))
+    read = {
+        before.label: now.label for before, now in zip(listing.files, files, strict=True) if before.label != now.label
+    }
+    named = sorted(
+        ((int(label), name) for label, name in read.items() if label.isdecimal()) if listing.numbered else ()
+    )
+    notes = listing.notes
+    if named:
+        shown = ", ".join(f"{label} is {name}" for label, name in named[:MOST_NAMED])
+        more = f" and {len(named) - MOST_NAMED:,} more" if len(named) > MOST_NAMED else ""
+        given = ", ".join(dict.fromkeys(found.source for found in listing.files))
+        notes += (f"{given}: its labels are read as numbers of the outputs, which begin at 0: {shown}{more}",)
+    return replace(listing, files=files, classes=tuple(sorted({found.label for found in files})), notes=notes)
 
 
 def without_empty(paths: Sequence[str] | None) -> list[str]:

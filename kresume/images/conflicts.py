@@ -235,9 +235,9 @@ def _judge(
 
 
 def _says_nothing_new(found: Found, images: Sequence[Image], record: Mapping[str, Any]) -> bool:
-    """Returns True if an image's class folder is as it was, and another label has corrected it since, or does now.
+    """Returns True if an image's class folder is as it was, and another label corrects it.
 
-    A copy in another folder corrects nothing: the image then has two labels.
+    It has corrected it since, or a list does now. A copy in another folder corrects nothing: the image then has two labels.
     """
     if not _is_in_its_folder(found, record):
         return False

@@ -107,10 +107,15 @@ def scan(
     generation = int(against.origins.max(initial=0)) + 1 if against is not None else 0
     merged = merge(against, None, images, validating, classes=classes, val_split=None, generation=generation, ever=ever)
     if not len(merged.manifest):
-        first = f", the first is {quarantine[0].path}: {quarantine[0].reason}" if quarantine else ""
-        raise ImagesError(
-            f"{', '.join(paths)}: no usable images ({counted(len(quarantine), 'file')} cannot be used{first})"
-        )
+        problems = []
+        if quarantine or not merged.facts.conflicts:
+            first = f", the first is {quarantine[0].path}: {quarantine[0].reason}" if quarantine else ""
+            problems.append(f"{counted(len(quarantine), 'file')} cannot be used{first}")
+        if merged.facts.conflicts:
+            path, label, other = merged.facts.conflicts[0]
+            several = counted(len(merged.facts.conflicts), "image", "has", "have")
+            problems.append(f"{several} two labels, the first is {path}: {label} and {other}")
+        raise ImagesError(f"{', '.join(paths)}: no usable images ({'; '.join(problems)})")
     decided = {
         image.facts.sha256 for each in (images, validating) if each for image in each.images if image.found.split
     }

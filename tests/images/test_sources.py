@@ -240,8 +240,11 @@ def test_numbers_are_outputs_all_or_none(classes, labels, read):
     if read is None:
         with pytest.raises(ImagesError, match="are numbers of outputs and names of classes"):
             collect.name_numbers(listing, classes)
-    else:
-        assert tuple(found.label for found in collect.name_numbers(listing, classes)) == read
+        return
+    assert tuple(found.label for found in collect.name_numbers(listing, classes)) == read
+    notes = collect.Sources(add=listing).named(classes).add.notes
+    said = [f"{number} is {name}" for number, name in zip(labels, read, strict=True) if number != name]
+    assert (", ".join(said) in notes[0] and "begin at 0" in notes[0]) if said else not notes
 
 
 @pytest.mark.one_backend

@@ -137,5 +137,12 @@ def test_nothing_usable_is_an_error(tmp_path, quiet):
     """A folder without a usable image is an error with the first reason."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.jpg").write_bytes(b"nothing")
-    with pytest.raises(ImagesError, match="no usable images"):
+    with pytest.raises(ImagesError, match=r"no usable images \(1 file cannot be used, the first is .*x\.jpg"):
+        report.scan([str(tmp_path)], quiet, cache="off")
+    shutil.rmtree(tmp_path / "a")
+    write_pictures(tmp_path, 1, 0, ("a",))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(
+        ImagesError, match=r"no usable images \(1 image has two labels, the first is .*0\.png: b and a\)"
+    ):
         report.scan([str(tmp_path)], quiet, cache="off")

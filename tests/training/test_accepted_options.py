@@ -1,6 +1,7 @@
 """Tests that no option is accepted that could have no effect: it works, or the command is refused before the first step."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,33 @@ def test_what_is_measured_on_validation_images_may_be_monitored(pictures, quiet)
     """Also beside a metric of that name."""
     given = {"data": [str(pictures / "old")], **TINY, "metric": ["accuracy"], "monitor": "val_accuracy"}
     assert make_plan(from_arguments(None, given), quiet).amount.steps
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"map": "m.yaml"}, "--map m.yaml is about a checkpoint, and there is none: give --from, or leave it out"),
+        ({"map_out": "m.yaml"}, "--map-out m.yaml is about a checkpoint, and there is none"),
+        ({"optimizer_from": "o.pt"}, "--optimizer-from o.pt is about a checkpoint, and there is none"),
+    ],
+)
+def test_options_about_a_checkpoint_need_one(pictures, quiet, given, words):
+    """A new model has nothing that they could act on."""
+    with pytest.raises(UsageError, match=words):
+        make_plan(from_arguments(None, {"data": [str(pictures / "old")], **TINY, **given}), quiet)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_split_that_is_decided_elsewhere_is_told(parent, pictures, tmp_path, quiet):
+    """Recorded splits hold, and so do those of folders; what is asked beside them is an error or a note."""
+    with pytest.raises(UsageError, match=r"--val-like keras:0.5:1 says how .* records which of its images validate"):
+        make_plan(from_arguments(str(parent), {"data": [str(pictures / "old")], "val_like": "keras:0.5:1"}), quiet)
+    for name, source in (("train", "old"), ("val", "new")):
+        shutil.copytree(pictures / source, tmp_path / "both" / name)
+    for data, told in ((pictures / "old", False), (tmp_path / "both", True)):
+        plan = make_plan(from_arguments(None, {"data": [str(data)], **TINY, "val_split": 0.5}), quiet)
+        assert any("--val-split 0.5 splits nothing" in note for note in plan.notes) is told
 
 
 @pytest.mark.one_backend(trains=True)

@@ -1,4 +1,6 @@
-"""Refuses folders that look like class folders and are none: splits beside classes, pictures beside annotations.
+"""Refuses folders that look like class folders and are none.
+
+They are splits beside classes, or pictures beside annotations.
 
 refuse_classes_inside(tree, folders, "old/")       # old/cat, old/dog, old/val/cat, old/val/dog
 refuse_annotations(tree, found, "old/")            # old/images/1.jpg, old/labels/1.txt
@@ -38,7 +40,7 @@ class Labelled(Protocol):
 
 
 def refuse_classes_inside(tree: Tree, folders: Sequence[Any], given: str) -> None:
-    """Raises if one of the class folders holds the classes again: its pictures would be a class of its name.
+    """Raises if a class folder holds the classes again: its pictures would be a class of its name.
 
     Args:
         tree: holds them.
@@ -91,7 +93,7 @@ def refuse_annotations(tree: Tree, found: Sequence[Labelled], given: str) -> Non
 
 
 def _stems(tree: Tree, path: str) -> set[str]:
-    """Returns the names, without their endings, of the files in a folder or in the first one inside it that has files."""
+    """Returns the names, without endings, of the files in a folder or in the first inside it."""
     folders, files = tree.entries(path)
     if files or not folders:
         return {entry.name.rpartition(".")[0] or entry.name for entry in files}

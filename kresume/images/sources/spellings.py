@@ -58,7 +58,7 @@ class Spellings:
             yield self._alike(turned)
 
     def _alike(self, path: str) -> str:
-        """Returns the path whose names differ in case and Unicode form alone, the same path if there is no single one."""
+        """Returns the path of names that differ in case and Unicode form alone, or the same path."""
         folder, name = os.path.split(path)
         if not name or not folder:
             return path

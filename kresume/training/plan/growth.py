@@ -117,8 +117,8 @@ def new_classes(
     unnamed = sorted(found & numbered, key=int)
     if unnamed and not all(name.isdigit() for name in classes):
         raise ImagesError(
-            f"images have the class number {unnamed[0]}, which has no name: name the new outputs, too, with "
-            f"{option('classes', join_classes((*known, 'NEW')))}"
+            f"images have the class number {unnamed[0]}, which has no name; numbers count the outputs from 0, which is "
+            f"{known[0]}. If these do, name the new outputs, too, with {option('classes', join_classes((*known, 'NEW')))}"
         )
     if config.grow is not True:
         found &= set(config.grow or ())

@@ -247,8 +247,19 @@ def gather(
             f"{counted(merge.facts.dropped, 'image', 'is', 'are')} left out, because an earlier run dropped "
             f"{'it' if merge.facts.dropped == 1 else 'them'}"
         )
+    notes += _describe_unsplit(config, sources)
     quarantine = (*collected.quarantine, *_quarantined_conflicts(merge))
     return Gathered(merge.manifest, merge, quarantine, tuple(notes), tuple(sorted(hashes | before)))
+
+
+def _describe_unsplit(config: TrainConfig, sources: Sources) -> list[str]:
+    """Returns a note where a share of no image is to validate, because all say where they belong."""
+    split = bool(config.val_like)
+    files = (found for each in (sources.data, sources.add) if each is not None for found in each.files)
+    if not config.val_split or config.from_ is not None or any(found.split is None and not split for found in files):
+        return []
+    said = option("val-like", config.val_like) if split else "the folder or the list of each image"
+    return [f"{option('val-split', config.val_split)} splits nothing: {said} says whether it validates"]
 
 
 def _check_strict(config: TrainConfig, quarantine: Sequence[Quarantined]) -> None:
