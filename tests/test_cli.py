@@ -87,6 +87,7 @@ def test_help_and_usage_errors_import_nothing_heavy():
         (["eval", "old"], 2, "the form is `kresume eval [options] RUN|CKPT|SAVEDMODEL`"),
         (["data", "check"], 2, "see kresume data check --help"),
         (["train", "--data", "nowhere"], 1, "no such path: nowhere"),
+        (["train", "--data", "s*.tar"], 1, "patterns are not expanded: give the folder of these files"),
         (["train", "--data", "empty"], 1, "empty is empty"),
         (["train", "--data", "old/circle"], 1, "no class folders"),
         (["train", "--from", "nowhere", "--data", "old"], 1, "no checkpoint at nowhere"),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kresume.errors import ImagesError
-from kresume.images.sources import folders, is_text, kind_of, list_images, nameless, shards
+from kresume.images.sources import folders, is_text, kind_of, list_images, nameless, no_such_path, shards
 from kresume.images.sources.found import NO_CLASS, Found, Listing, Quarantined, Source
 from kresume.images.sources.records import check_features
 from kresume.reporter import Reporter
@@ -98,8 +98,7 @@ def _listed(source: Source, reporter: Reporter, features: Mapping[str, str] | No
     """Lists a file: an archive, a list and so on, else one picture, whatever its name."""
     if not locations.exists(source.path):
         raise ImagesError(
-            f"no such path: {source.given} (current folder: {Path.cwd()}); expected pictures, folders, lists, archives or "
-            "TFRecord files"
+            f"{no_such_path(source.given)}; expected pictures, folders, lists, archives or TFRecord files"
         )
     try:
         kind_of(source)

@@ -176,6 +176,12 @@ def nameless(found: Found) -> Quarantined:
     return Quarantined(path, label, "its name is not valid UTF-8: rename it")
 
 
+def no_such_path(given: str) -> str:
+    """Returns the beginning of the message about a path that does not exist."""
+    pattern = "; patterns are not expanded: give the folder of these files" if {*given} & {*"*?[{"} else ""
+    return f"no such path: {given} (current folder: {Path.cwd()}{pattern})"
+
+
 def kind_of(source: Source) -> Callable[[Source, Advance], Listing]:
     """Returns the function that lists a source.
 
@@ -183,10 +189,7 @@ def kind_of(source: Source) -> Callable[[Source, Advance], Listing]:
         ImagesError: the path does not exist, or is of no known kind.
     """
     if not locations.exists(source.path):
-        raise ImagesError(
-            f"no such path: {source.given} (current folder: {Path.cwd()}); expected a folder with one folder of images per "
-            "class"
-        )
+        raise ImagesError(f"{no_such_path(source.given)}; expected a folder with one folder of images per class")
     if (way := OTHER_FILES.get(ending(source.path))) and not locations.is_folder(source.path):
         raise ImagesError(f"{source.given}: {way}")
     for accepts, function in KINDS.values():
