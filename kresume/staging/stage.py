@@ -141,9 +141,13 @@ class Stage:
             tell=self._reporter.warn,
             hold=root() / ".holds" / f"{note_of(self.folder).stem}",
         )
-        atomic.write_json(note_of(self.folder), {"writer": self._writer, "address": self.address})
+        self._note(whole=False)
         told(self._mirror.claim, self.address, "written")
         self._mirror.start()
+
+    def _note(self, *, whole: bool) -> None:
+        """Records beside the stages who has this one, and whether all of it is at its address."""
+        atomic.write_json(note_of(self.folder), {"writer": self._writer, "address": self.address, "whole": whole})
 
     def begin_if_ahead(self) -> None:
         """Starts copying what an earlier process could not, if nothing is copied yet."""
@@ -183,6 +187,8 @@ class Stage:
             return
         with self._reporter.waiting(f"copying the rest to {self.address}"):
             whole = self._mirror.finish(PATIENCE_SECONDS if seconds is None else seconds)
+        if whole:
+            self._note(whole=True)
         if self._mirror.lost:
             self.left = ""
         elif not whole:

@@ -12,6 +12,7 @@ from kresume.reports.doctor import diagnose as doctor
 from kresume.reports.doctor import probe
 from kresume.reports.doctor.findings import find
 from kresume.reports.doctor.machine import PRESENT, Gpu, Machine, Seen, ask, busy_share, look
+from kresume.staging.usage import Usage
 
 pytestmark = pytest.mark.one_backend
 
@@ -162,6 +163,18 @@ def test_work_of_other_processes_is_noticed(tmp_path, monkeypatch):
 
 
 @pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("unwritten", [(), ("gs://b/runs/7",)])
+def test_stages_that_take_much_of_the_disk_are_noticed(tmp_path, monkeypatch, unwritten):
+    """Copies of what is in a bucket may go; one that is ahead of it is named."""
+    for size, told in ((2**29, False), (3 * 2**30, True)):
+        monkeypatch.setattr(doctor, "usage", lambda size=size: Usage(tmp_path, size, unwritten))
+        found = doctor._stages()
+        assert bool(found) is told
+    assert f"take 3.0 GB in {tmp_path}" in found[0].what
+    but = " but gs://b/runs/7, not all of which is at its address yet" if unwritten else ""
+    assert found[0].fix == f"remove any of them{but}: what is needed again is fetched"
+
+
 def test_the_speeds_are_measured(monkeypatch):
     """The probes measure what the page names, here with small pictures and in no time."""
     for name, value in (("SIDE", 32), ("PHOTO", (50, 75)), ("BATCH", 4), ("SECONDS", 0.05)):

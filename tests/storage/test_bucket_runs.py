@@ -15,6 +15,7 @@ from kresume.reports.page.write import write_report
 from kresume.staging import fetch
 from kresume.staging import stage as staging
 from kresume.staging.publish import Publication
+from kresume.staging.usage import usage
 from kresume.storage import atomic
 from kresume.storage.stores import Bucket
 from kresume.training.loop import callbacks
@@ -188,7 +189,10 @@ def test_a_run_on_a_drive_trains_on_the_disk_and_its_child_finds_it(tmp_path, pi
 
 @pytest.mark.one_backend
 def test_what_a_bucket_refused_at_the_end_is_copied_by_the_same_command(machine, monkeypatch):
-    """The end of a run is not lost with the network: it is named, kept on this machine, and copied at the next start."""
+    """The end of a run is not lost with the network: it is named, kept on this machine, and copied at the next start.
+
+    Until then its stage counts as one that may not be removed.
+    """
     bucket.reset()
     monkeypatch.setattr(staging, "PATIENCE_SECONDS", 0.0)
     quiet = Reporter(quiet=True)
@@ -201,12 +205,17 @@ def test_what_a_bucket_refused_at_the_end_is_copied_by_the_same_command(machine,
     assert "the end of flaky://b/runs/9" in stage.left
     assert "the bucket refuses" in stage.left
     assert "model.keras" not in Bucket("flaky://b/runs/9").names()
+    found = usage()
+    assert found.unwritten == ("flaky://b/runs/9",)
+    assert found.bytes > len(b"the result")
+    assert found.folder == root()
     bucket.reset(empty=False)
     with suppress(RunError), staging.opened("flaky://b/runs/9", quiet) as stage:
         assert (stage.folder / "model.keras").read_bytes() == b"the result"
         raise RunError("the run is finished")
     assert Bucket("flaky://b/runs/9").read("model.keras") == b"the result"
     assert b"accepted" in Bucket("flaky://b/runs/9").read("run.json")
+    assert usage().unwritten == ()
 
 
 def _wait_for(name):

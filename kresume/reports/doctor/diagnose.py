@@ -13,11 +13,13 @@ from kresume.reporter import Reporter
 from kresume.reports.doctor.findings import NAMES, Finding, find
 from kresume.reports.doctor.machine import Machine, Seen, ask, busy_share, look, missing
 from kresume.reports.doctor.probe import BATCH, PHOTO, SIDE
+from kresume.staging.usage import usage
 
 SECONDS: Mapping[str, float] = {"tensorflow": 90, "jax": 90, "feeding": 120, "training": 240}
 """How long a probe may take: importing a framework from a network drive, or compiling for a TPU, takes a minute."""
 
 MEASURED = {"feeding": "measuring how fast pictures come", "training": "measuring how fast it trains"}
+MUCH_DISK = 2**30
 BUSY = 0.25
 """Share of the processors in use from which on the measured speeds are not those of a quiet machine."""
 
@@ -84,6 +86,7 @@ def diagnose(reporter: Reporter, *, measure: bool = True) -> Diagnosis:
             with reporter.waiting(f"asking {NAMES[name]} for its devices", now=True):
                 seen[name] = ask(name, SECONDS[name])
     problems, notes = find(machine, seen)
+    notes += _stages()
     speeds: dict[str, Any] = {}
     if measure and len(seen) == len(NAMES) and not any(answer.error for answer in seen.values()):
         notes += _busy()
@@ -94,6 +97,20 @@ def diagnose(reporter: Reporter, *, measure: bool = True) -> Diagnosis:
             if answer.error:
                 problems.append(Finding(f"{text} failed: {answer.error}", "kresume doctor --no-measure leaves it out"))
     return Diagnosis(machine, seen, speeds, tuple(problems), tuple(notes))
+
+
+def _stages() -> list[Finding]:
+    """Returns a note if the local copies of runs in buckets and on drives take much of the disk."""
+    found = usage()
+    if found.bytes < MUCH_DISK:
+        return []
+    kept = f" but {', '.join(found.unwritten)}, not all of which is at its address yet" if found.unwritten else ""
+    return [
+        Finding(
+            f"local copies of runs in buckets and on drives take {found.bytes / 2**30:,.1f} GB in {found.folder}",
+            f"remove any of them{kept}: what is needed again is fetched",
+        )
+    ]
 
 
 def _busy() -> list[Finding]:
