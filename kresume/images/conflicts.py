@@ -212,6 +212,8 @@ def _judge(
     before = named[0]
     if record:
         before = str(record["label"])
+        if named == [before]:
+            return before  # others say nothing new
         key = key_of(record["path"], record["offset"], record["length"])
         # A list, or a label in a record, may have been corrected for the image at its place; "old" says that it was not.
         corrected = on_conflict != "old" and any(image.found.key == key for image in images)
