@@ -6,7 +6,8 @@
 
 The lock is a file that names host, pid and the process's start time, with a heartbeat. A holder on the same host is
 alive if its pid is running with that start time. A holder on another host (whose machine may be gone) is alive if its
-heartbeat is younger than `STALE_SECONDS`.
+heartbeat is younger than `STALE_SECONDS`. Containers, and machines made from one image, may share a host's name: a mark of
+the boot and of the processes that can be seen tells them apart.
 
 Of processes that start at the same moment one gets the lock: the file is created by `link`, which fails if there is one,
 on a disk and on NFS. Only one process may replace the lock of a dead holder: the one that first creates a claim on that
@@ -38,6 +39,15 @@ STALE_SECONDS = 180.0
 JOIN_SECONDS = 20.0
 TORN_READS, TORN_SECONDS = 5, 0.02
 """How often and how long to wait for a lock file that is written at this moment."""
+
+
+def this_machine() -> str:
+    """Returns a mark of this boot and of this container, in which pids mean the same processes."""
+    try:
+        mark = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    except OSError:  # another system has the name of the host alone
+        return ""
+    return hashlib.sha256(mark.encode()).hexdigest()[:6]
 
 
 def process_start(pid: int) -> str | None:
@@ -108,9 +118,18 @@ def _create_from(source: Path, path: Path) -> None:
             os.fsync(file.fileno())
 
 
+def is_here(holder: Mapping[str, Any], host: str) -> bool:
+    """Returns True if a lock was taken where this process can see the one that took it.
+
+    A lock of an earlier version has no mark of its machine.
+    """
+    mine = this_machine()
+    return bool(holder["host"] == host and holder.get("machine", mine) == mine)
+
+
 def is_alive(holder: Mapping[str, Any], *, host: str, clock: Callable[[], float] = time.time) -> bool:
     """Returns True if the process that a lock file names may still be running."""
-    if holder["host"] == host:
+    if is_here(holder, host):
         start = process_start(int(holder["pid"]))
         return start is not None and (not start or start == holder["start"])
     return clock() - float(holder["heartbeat"]) < STALE_SECONDS
@@ -171,10 +190,12 @@ class Lock:
             self.sleep(TORN_SECONDS)  # it may be written at this moment
         if holder is None or not is_alive(holder, host=self.host, clock=self.clock):
             return content
-        who = f"pid {holder['pid']} on {holder['host']}"
-        if again and holder["host"] == self.host and holder["pid"] == os.getpid():
+        who, here = f"pid {holder['pid']} on {holder['host']}", is_here(holder, self.host)
+        if again and here and holder["pid"] == os.getpid():
             return content
-        if holder["host"] == self.host:
+        if holder["host"] == self.host and not here:
+            who += ", in another container or another machine of this name"
+        if here:
             raise RunError(f"{self.run} is being trained by {who}: wait for it, or stop that process first")
         if self.take_over:
             return content
@@ -287,6 +308,7 @@ class Lock:
             "host": self.host,
             "pid": os.getpid(),
             "start": process_start(os.getpid()) or "",
+            "machine": this_machine(),
             "token": self.token,
             "heartbeat": self.clock(),
         }

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from kresume.errors import RunError
-from kresume.lock import NAME, STALE_SECONDS, Lock, is_alive, process_start, read_holder
+from kresume.lock import NAME, STALE_SECONDS, Lock, is_alive, process_start, read_holder, this_machine
 
 pytestmark = pytest.mark.one_backend
 
@@ -69,6 +70,49 @@ def test_take_over_goes_on_at_once_and_the_old_holder_notices(tmp_path):
     new = Lock(tmp_path, host="here", take_over=True, sleep=lambda seconds: pytest.fail("waited"))
     with Lock(tmp_path, host="there") as old, new, pytest.raises(RunError, match="taken over"):
         old.check()
+
+
+def test_a_machine_of_the_same_name_is_another_one(tmp_path):
+    """Its pids are others: a heartbeat tells whether the holder lives. A lock of an earlier version has no mark."""
+    leave_lock(tmp_path, host="here", pid=2**22 + 1, machine="another")
+    said = []
+
+    def sleep(seconds):
+        leave_lock(tmp_path, host="here", pid=2**22 + 1, machine="another", heartbeat=time.time() + 5)
+
+    with pytest.raises(RunError, match="on here, in another container or another machine of this name: wait for it"):
+        Lock(tmp_path, host="here", say=said.append, sleep=sleep).acquire()
+    assert "waiting" in said[0]
+    leave_lock(tmp_path, host="here", pid=2**22 + 1)
+    with Lock(tmp_path, host="here", sleep=lambda seconds: pytest.fail("waited")):
+        assert read_holder(tmp_path)["machine"] == this_machine()
+
+
+IN_A_CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run([*IN_A_CONTAINER, "true"], capture_output=True, check=False).returncode != 0,
+    reason="this machine makes no namespaces of processes",
+)
+def test_two_containers_with_one_host_name_do_not_train_one_run(tmp_path):
+    """Neither sees the processes of the other, and pids are equal: the second is refused, while the first lives."""
+    code = (
+        "import sys, time; from pathlib import Path; from kresume import lock; lock.HEARTBEAT_SECONDS = 0.1; "
+        "held = lock.Lock(Path(sys.argv[1])); held.acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    first = subprocess.Popen(
+        [*IN_A_CONTAINER, sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match="in another container or another machine of this name: wait for it"):
+            Lock(tmp_path, sleep=lambda seconds: time.sleep(0.5)).acquire()
+    finally:
+        first.kill()
+        first.wait()
+        first.stdout.close()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"host": 1}', b"\xff\xfe"])

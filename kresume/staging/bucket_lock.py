@@ -11,10 +11,7 @@ waiting and messages are those of `kresume.lock`.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
 import re
 import socket
 from collections.abc import Callable
@@ -22,18 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from kresume.errors import RunError
-from kresume.lock import HEARTBEAT_SECONDS, Lock, is_alive, parse_holder
+from kresume.lock import HEARTBEAT_SECONDS, Lock, is_alive, parse_holder, this_machine
 from kresume.storage.stores import Store
 
 PATTERN = re.compile(r"lock-(\d+)\.json")
 
 
-def this_machine() -> str:
-    """Returns the host's name with a mark of this boot and this container: machines may share a name."""
-    mark = ""
-    with contextlib.suppress(OSError):  # another system has the name alone
-        mark = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
-    return f"{socket.gethostname()}-{hashlib.sha256(mark.encode()).hexdigest()[:6]}"
+def host_and_machine() -> str:
+    """Returns the host's name with a mark of this machine."""
+    return f"{socket.gethostname()}-{this_machine()}"
 
 
 class BucketLock(Lock):
@@ -47,7 +41,7 @@ class BucketLock(Lock):
     """
 
     def __init__(self, store: Store, stage: Path, *, take_over: bool = False, **options: Any) -> None:
-        super().__init__(stage, take_over=take_over, **{"host": this_machine(), **options})
+        super().__init__(stage, take_over=take_over, **{"host": host_and_machine(), **options})
         self.store = store
         self._number = 0
 

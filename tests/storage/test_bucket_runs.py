@@ -37,7 +37,7 @@ def machine(tmp_path, monkeypatch):
     def become(name):
         monkeypatch.setenv("KRESUME_STAGE", str(tmp_path / name))
         fetch._here.clear()
-        monkeypatch.setattr("kresume.staging.bucket_lock.this_machine", lambda: name)
+        monkeypatch.setattr("kresume.staging.bucket_lock.host_and_machine", lambda: name)
 
     become("one")
     fetch._here.clear()

@@ -65,7 +65,9 @@ class Growth:
         if self.replaces:
             layer = self.head.layer.name
             return f"a new head of {len(self.new)} classes in the layer {layer}: {named}; its rows start from {start}"
-        single = "; its one output becomes one per class, with the same answers" if self.head.kernel.shape[-1] == 1 else ""
+        single = (
+            "; its one output becomes one per class, with the same answers" if self.head.kernel.shape[-1] == 1 else ""
+        )
         return (
             f"{len(self.before)} -> {len(self.before) + len(self.new)} classes in the layer {self.head.layer.name}: {named}; "
             f"old rows are kept, new ones start from {start}{single}"
