@@ -45,6 +45,7 @@ class Inspection:
         architecture: True if the checkpoint holds the architecture.
         notes: other facts for the user.
         missing: information that a resume needs from the user, each with its option.
+        earlier_steps: those of a run's parents, which `step` counts, too.
     """
 
     path: str
@@ -64,6 +65,7 @@ class Inspection:
     architecture: bool
     notes: tuple[str, ...]
     missing: tuple[str, ...]
+    earlier_steps: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -94,7 +96,7 @@ class Inspection:
         lines = [
             f"path        {self.path}",
             f"format      {self.format}, written by {self.writer or 'unknown'}{f' at {self.written}' if self.written else ''}",
-            f"step        {'unknown' if self.step is None else f'{self.step:,}'}",
+            f"step        {self._step()}",
             f"optimizer   {optimizer if self.optimizer_variables else 'no state'}",
             f"rate        {rate}",
             f"model       {self.parameters:,} parameters, architecture {'included' if self.architecture else 'not included'}",
@@ -106,6 +108,13 @@ class Inspection:
         lines += [f"note        {text}" for text in self.notes]
         lines += [f"missing     {text}" for text in self.missing]
         return "\n".join(lines)
+
+    def _step(self) -> str:
+        if self.step is None:
+            return "unknown"
+        if not self.earlier_steps:
+            return f"{self.step:,}"
+        return f"{self.step - self.earlier_steps:,}, {self.step:,} with its parents"
 
     def _table(self) -> list[str]:
         """Formats one line per layer, or per array if the names identify no layers."""
@@ -149,6 +158,7 @@ def describe(state: TrainState) -> Inspection:
         architecture=state.architecture is not None,
         notes=(*state.records.get("notes", ()), *_models(state), *_outputs(state)),
         missing=tuple(_missing(state)),
+        earlier_steps=int(state.records.get("earlier_steps") or 0),
     )
 
 

@@ -114,7 +114,12 @@ def read(path: str) -> TrainState:
         card=record.card,
         writer=f"kresume {record.kresume}",
         written=record.finished or record.created,
-        records={**state.records, "paths": record.variables, "unreadable_runs": describe_unreadable(path)},
+        records={
+            **state.records,
+            "earlier_steps": record.base_step,
+            "paths": record.variables,
+            "unreadable_runs": describe_unreadable(path),
+        },
     )
 
 

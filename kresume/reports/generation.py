@@ -131,7 +131,7 @@ class Generation:
         average: share of its parent's weights in the result; 0 for the weights as they were trained.
         planned: epochs that it plans.
         start: the checkpoint that it started from; None for a new model.
-        sources: what `--add` named, or `--data` for a run without it, and what `--val` named.
+        sources: what `--add` and `--val` named, and `--data` for a run without a parent or without `--add`.
         train: images that train.
         validation: images that validate.
         new_classes: names of the classes that it added.
@@ -225,7 +225,7 @@ def read_generation(run: Run, start: Parent | None, parent: RunRecord | None) ->
         average=record.result.average if record.result else 0.0,
         planned=record.amount.epochs,
         start=start,
-        sources=_sources(record.given),
+        sources=_sources(record.given, first=record.parent is None),
         train=int(record.images.get("train", 0)),
         validation=int(record.images.get("validation", 0)),
         new_classes=tuple(record.new_classes),
@@ -238,9 +238,13 @@ def read_generation(run: Run, start: Parent | None, parent: RunRecord | None) ->
     )
 
 
-def _sources(given: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the sources of new images, without those of old ones; images of `--val` are new, too."""
-    named = [*(given.get("add") or given.get("data") or ()), *(given.get("val") or ())]
+def _sources(given: Mapping[str, Any], *, first: bool) -> tuple[str, ...]:
+    """Returns the sources of new images, without those of old ones; images of `--val` are new, too.
+
+    All images of a first training are new.
+    """
+    data = given.get("data") if first or not given.get("add") else ()
+    named = [*(data or ()), *(given.get("add") or ()), *(given.get("val") or ())]
     return tuple(dict.fromkeys(map(str, named)))
 
 

@@ -162,7 +162,6 @@ def test_work_of_other_processes_is_noticed(tmp_path, monkeypatch):
     assert 0.0 <= busy_share(0.5) <= 1.0
 
 
-@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("unwritten", [(), ("gs://b/runs/7",)])
 def test_stages_that_take_much_of_the_disk_are_noticed(tmp_path, monkeypatch, unwritten):
     """Copies of what is in a bucket may go; one that is ahead of it is named."""
@@ -175,6 +174,7 @@ def test_stages_that_take_much_of_the_disk_are_noticed(tmp_path, monkeypatch, un
     assert found[0].fix == f"remove any of them{but}: what is needed again is fetched"
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_speeds_are_measured(monkeypatch):
     """The probes measure what the page names, here with small pictures and in no time."""
     for name, value in (("SIDE", 32), ("PHOTO", (50, 75)), ("BATCH", 4), ("SECONDS", 0.05)):

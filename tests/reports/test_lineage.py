@@ -319,10 +319,14 @@ def test_what_changed_between_parent_and_child_is_listed(runs, monkeypatch):
     ],
 )
 def test_new_images_come_from_what_was_added_and_validates(runs, given, sources):
-    """Lists the sources of `--add` and `--val`; where nothing was added, those of `--data` and `--val`."""
+    """Lists the sources of `--add` and `--val`; where nothing was added, or in a first training, also those of `--data`."""
     record = json.loads((runs / "6-signs" / "run.json").read_text())
     (runs / "6-signs" / "run.json").write_text(json.dumps(record | {"given": given}))
     assert only(name="6-signs").sources == sources
+    alone = record | {"given": given, "parent": None}
+    (runs / "6-signs" / "run.json").write_text(json.dumps(alone))
+    every = [*given.get("data", ()), *given.get("add", ()), *given.get("val", ())]
+    assert only(name="6-signs").sources == tuple(dict.fromkeys(every))
 
 
 def test_the_shape_of_json_is_documented(runs):

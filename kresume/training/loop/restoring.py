@@ -111,6 +111,6 @@ def _say_where(session: Session, state: TrainState, lost: int) -> None:
     if lost > 0:
         alike = "" if changed else ", with the same result"
         session.reporter.say(
-            f"the process before ended {lost:,} epoch{'s' * (lost > 1)} after its last snapshot: what came after it is "
+            f"the process before had scored {lost:,} epoch{'s' * (lost > 1)} after its last snapshot: what came after it is "
             f"repeated{alike} ({option('snapshot-every', 'N')} takes one more often; SIGTERM and Ctrl-C lose nothing)"
         )

@@ -124,13 +124,16 @@ def _describe_parent(start: Start, parent: Parent | None) -> str:
     """Returns the path, the format and the step of the parent; empty without one."""
     if parent is None:
         return ""
-    step = "" if parent.state.step is None else f", step {parent.state.step:,}"
+    own = (parent.state.step or 0) - (parent.run.record.base_step if parent.run is not None else 0)
+    step = "" if parent.state.step is None else f", step {own:,}"
+    if parent.state.step not in {None, own}:
+        step += f", {parent.state.step:,} with its parents"
     kind = parent.state.format
     if parent.run is not None:
         # A killed run still says that it is running.
         kind = f"run, {parent.run.status if parent.run.finished else 'unfinished'}"
         scored = [] if parent.run.finished else runs.read_metrics(parent.run.metrics)
-        if scored and scored[-1]["step"] > (parent.state.step or 0):
+        if scored and scored[-1]["step"] > own:
             step += f"; it had trained to step {scored[-1]['step']:,}"
     return f"{named(str(start.config.from_))} ({kind}{step})"
 

@@ -6,7 +6,10 @@ describe_disk(live, 1173, card.spec, config, extends=True)     # "3 snapshots of
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
+from kresume.backend.live_state import inner
 from kresume.options.resolve import average_of, parse_bytes
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
@@ -25,7 +28,7 @@ def describe_disk(live: Live, images: int, spec: DecodeSpec, config: TrainConfig
         config: the options.
         extends: True if there is a parent, whose weights may be mixed into the result.
     """
-    variables = [*live.model.variables, *live.optimizer.variables]
+    variables = [*live.model.variables, *live.optimizer.variables, *_slots_to_come(live, config)]
     snapshot = sum(math.prod(variable.shape) * _bytes(str(variable.dtype)) for variable in variables)
     held = settings_of(config)
     kept = held.keep + (2 if extends and average_of(config) else 0)  # the first one, and the average
@@ -38,6 +41,15 @@ def describe_disk(live: Live, images: int, spec: DecodeSpec, config: TrainConfig
             else f"no room for {in_bytes(decoded)} of decoded images in a cache of {in_bytes(limit)}"
         )
     return ", ".join(words)
+
+
+def _slots_to_come(live: Live, config: TrainConfig) -> Iterator[Any]:
+    """Yields the weights, once for each kind of slot that the options add to the optimizer."""
+    optimizer = inner(live.optimizer)
+    if config.ema and not optimizer.use_ema:
+        yield from live.model.trainable_variables
+    if (config.accumulate or 1) > 1 and not optimizer.gradient_accumulation_steps:
+        yield from live.model.trainable_variables
 
 
 def _bytes(dtype: str) -> int:

@@ -148,16 +148,32 @@ def describe_noise(manifest: Manifest, generation: int) -> str:
         return ""
     if len(rows) < FEWEST:
         return f"{counted(len(rows), 'validation image')}: too few to show any difference"
-    words = [f"{len(rows):,} validation images: differences under {_points(len(rows))} are noise"]
-    if 0 < new < len(rows):
-        old = len(rows) - new
-        words.append(f"old {old:,}: {_points(old)}, new {new:,}: {_points(new)}")
-    return f"{words[0]} ({words[1]})" if len(words) > 1 else words[0]
+    least, usual = _noise(len(rows))
+    words = f"{len(rows):,} validation images: differences under {_points(least)} are noise"
+    words += f", under {_points(usual)} they may be" if usual > least else ""
+    if not 0 < new < len(rows):
+        return words
+    parts = []
+    for name, images in (("old", len(rows) - new), ("new", new)):
+        least, usual = _noise(images)
+        limits = f"{least:.{_digits(least)}f} and {_points(usual)}" if usual > least else _points(least)
+        parts.append(f"{name} {images:,}: {limits if images >= FEWEST else 'any difference'}")
+    return f"{words} ({'; '.join(parts)})"
 
 
-def _points(images: int) -> str:
-    """Formats the difference below which all is noise; fewer than six changed answers always are."""
-    if images < FEWEST:
-        return "any difference"
-    points = max(NOISE / images**0.5, 100 * FEWEST / images)
-    return f"{points:.0f} points" if points >= 2 else f"{points:.1f} points"
+def _noise(images: int) -> tuple[float, float]:
+    """Returns the points below which a difference is noise, and those below which it may be.
+
+    Fewer than six changed answers always are, even if all of them change alike (`FEWEST`). Others depend on how many answers
+    change in both directions.
+    """
+    least = 100 * FEWEST / images
+    return least, max(least, NOISE / images**0.5)
+
+
+def _points(points: float) -> str:
+    return f"{points:.{_digits(points)}f} points"
+
+
+def _digits(points: float) -> int:
+    return 0 if points >= 10 else 1
