@@ -144,7 +144,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._list = callback_state.list_that_calls(self)
         if self._list is not None:
             self._list.callbacks = [*self._others(), self]
-            callback_state.let_all_hear(self._list)
+            callback_state.let_all_hear(self._list, lambda: self._begin_batch)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Restores the newest backup that is intact."""
@@ -198,7 +198,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Counts steps, ends an interrupted epoch after its last step, and backs up when due."""
         steps, before = self._steps_of_epoch(), self._drawn
-        last = self._begin_batch + batch  # with several steps per call, Keras counts beyond the end of the data
+        last = batch if self._list is not None else self._begin_batch + batch  # Keras counts beyond the end of the data
         ends = steps is not None and not (self._call is not None and self._call.one_pass)
         self._last_batch_seen = min(last, max(before, (steps or 0) - 1)) if ends else last
         self._drawn = self._last_batch_seen + 1

@@ -3,6 +3,7 @@
 import gc
 import inspect
 import json
+import re
 import shutil
 import threading
 from collections import deque
@@ -307,6 +308,73 @@ def test_the_two_methods_make_it_exact(model, tmp_path):
         rate(kind, tmp_path / kind.__name__, Kill(5))
     assert rate(KeptRate, tmp_path / "KeptRate") == pytest.approx(rate(KeptRate, tmp_path / "whole"))
     assert rate(OwnRate, tmp_path / "OwnRate") != pytest.approx(rate(OwnRate, tmp_path / "other"))
+
+
+class Heard(keras.callbacks.Callback):
+    """Sets the rate by the number of the batch, as a warm-up within an epoch does, and keeps the numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.ended = [], []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.begun.append(batch)
+        self.model.optimizer.learning_rate = 0.1 / (1 + batch)
+
+    def on_batch_end(self, batch, logs=None):
+        self.ended.append(batch)
+
+
+@pytest.mark.parametrize("per_call", [1, 2])
+@pytest.mark.parametrize("with_data", [True, False], ids=["data=", ""])
+def test_in_an_epoch_that_continues_callbacks_are_told_the_number_within_the_whole_epoch(
+    tmp_path, capsys, per_call, with_data
+):
+    """A rate, the names of files and the progress bar that depend on `batch` are those of a training never killed."""
+    pytest.importorskip("tensorboard")
+
+    def fit(name, kill=None):
+        data, model, heard = kresume.resumable(numbers, 6), build(), Heard()
+        if not with_data:
+            data = numbers(0).take(6)
+        model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", steps_per_execution=per_call)
+        files = str(tmp_path / name / "{epoch}-{batch}.weights.h5")
+        logs = [
+            keras.callbacks.CSVLogger(tmp_path / f"{name}.csv"),
+            keras.callbacks.TensorBoard(tmp_path / name, update_freq=2),
+            keras.callbacks.ModelCheckpoint(files, save_freq=2, save_weights_only=True),
+        ]
+        given = {"data": data} if with_data else {}
+        backup = kresume.BackupAndRestore(tmp_path / f"{name}-backup", save_freq=2, **given)
+        killed = [] if kill is None else [Kill(kill)]
+        try:
+            model.fit(data, epochs=3, callbacks=[heard, *logs, *killed, backup], verbose=1 if kill is None else 0)
+        except Killed:
+            die(tmp_path / f"{name}-backup", logs)
+        found = {str(index): np.array(keras.ops.convert_to_numpy(each)) for index, each in enumerate(model.variables)}
+        return found, heard
+
+    expected, whole = fit("whole")
+    kill = 10 // per_call + 1  # one call after the backup in the second epoch, behind four of its batches
+    fit("killed", kill)
+    capsys.readouterr()
+    found, heard = fit("killed")
+    assert heard.begun == whole.begun[-len(heard.begun) :]
+    assert heard.ended == whole.ended[-len(heard.ended) :]
+    assert len(heard.begun) == (2 + 6) // per_call
+    assert_same_bytes(expected, found)
+    names = [{path.name for path in (tmp_path / name).glob("*.h5")} for name in ("whole", "killed")]
+    assert names[0] == names[1]
+    assert len(names[0]) == 9
+    if with_data:
+        assert (tmp_path / "whole.csv").read_bytes() == (tmp_path / "killed.csv").read_bytes()
+        steps = [scalars(tmp_path / name) for name in ("whole", "killed")]
+        assert {tag: at for tag, at in steps[0].items() if tag[1] != "keras"} == {
+            tag: at for tag, at in steps[1].items() if tag[1] != "keras"
+        }
+    shown = capsys.readouterr().out.split("Epoch 3/3")[0]
+    assert "6/6" in shown
+    assert not {f"{number}/6" for number in (1, 2, 3, 4)} & set(re.findall(r"\d+/6", shown))
 
 
 @pytest.mark.one_backend

@@ -150,16 +150,26 @@ def list_that_calls(callback: Any) -> Any:
     return None
 
 
-def let_all_hear(callbacks: Any) -> None:
+def let_all_hear(callbacks: Any, first: Callable[[], int] = lambda: 0) -> None:
     """Makes a list call all callbacks after each batch and epoch, even if one raises.
 
     A completed step counts, whatever other callbacks do: the last callback backs it up before the error leaves `fit`.
     Only an `Exception` is delayed like this; KeyboardInterrupt and SystemExit are not.
+
+    Args:
+        callbacks: the `CallbackList` of `fit`.
+        first: returns how many batches of this epoch another process trained. Keras counts the others from 0, and each
+            callback is told the number within the whole epoch.
     """
     from keras.src.utils.python_utils import pythonify_logs
 
-    def batch_ended(batch: int, logs: Any = None) -> None:
+    def batch_began(batch: int, logs: Any = None) -> None:
         logs = pythonify_logs(logs)
+        for callback in callbacks.callbacks:
+            callback.on_train_batch_begin(first() + batch, logs=logs)
+
+    def batch_ended(batch: int, logs: Any = None) -> None:
+        logs, batch = pythonify_logs(logs), first() + batch
         _each(lambda callback: callback.on_train_batch_end(batch, logs=logs))
 
     def epoch_ended(epoch: int, logs: Any = None) -> None:
@@ -179,7 +189,8 @@ def let_all_hear(callbacks: Any) -> None:
         finally:
             failed = None  # its traceback references this frame: a cycle would keep `fit` and its iterators alive
 
-    callbacks.on_train_batch_end, callbacks.on_epoch_end = batch_ended, epoch_ended
+    callbacks.on_train_batch_begin, callbacks.on_train_batch_end = batch_began, batch_ended
+    callbacks.on_epoch_end = epoch_ended
     # With `fit(callbacks=one)` instead of a list, Keras would call it from another thread during the next step.
     callbacks._async_train = False
 
