@@ -6,15 +6,21 @@ from typing import Any
 
 import keras
 
+from kresume.backend.selection import BACKENDS
 from kresume.errors import UsageError
 
 
 def check_arguments(backup_dir: Any, save_freq: Any, data: Any, strict: bool | None, on_new_data: str) -> None:
-    """Raises if an argument is invalid, or contradicts another.
+    """Raises if an argument is invalid or contradicts another, or if Keras runs on another backend.
 
     Raises:
         UsageError: the message names the argument and what to give.
     """
+    if (backend := keras.config.backend()) not in BACKENDS:
+        raise UsageError(
+            f"Keras runs on {backend} in this process, and kresume.BackupAndRestore continues trainings on TensorFlow or JAX "
+            "alone: set KERAS_BACKEND=tensorflow or KERAS_BACKEND=jax before anything imports keras"
+        )
     if not backup_dir:
         raise UsageError("Empty `backup_dir` argument passed (it is empty or None): give the folder for the backups")
     if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):

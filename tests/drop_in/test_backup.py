@@ -653,6 +653,16 @@ def test_what_cannot_be_meant_is_refused(tmp_path, arguments, words):
         kresume.BackupAndRestore(**{"backup_dir": tmp_path, **arguments})
 
 
+@pytest.mark.one_backend
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_another_backend_is_refused_before_fit(tmp_path, monkeypatch, backend):
+    monkeypatch.setattr(keras.config, "backend", lambda: backend)
+    with pytest.raises(
+        UsageError, match=f"Keras runs on {backend} .* set KERAS_BACKEND=tensorflow or KERAS_BACKEND=jax"
+    ):
+        kresume.BackupAndRestore(tmp_path)
+
+
 def test_another_length_of_the_epoch_is_refused(tmp_path):
     """Another steps_per_epoch is refused, because the position depends on it."""
     train(tmp_path, kill=Kill(8))
