@@ -30,9 +30,17 @@ import keras
 
 from kresume import crash
 from kresume.checkpoints import snapshot
-from kresume.checkpoints.backup_folder import BEFORE, METADATA, WEIGHTS
-from kresume.drop_in import backup_files, backup_keras, backup_restore, backup_save, fit_call, fit_of_script
+from kresume.drop_in import (
+    backup_files,
+    backup_keras,
+    backup_restore,
+    backup_save,
+    data_order,
+    fit_call,
+    fit_of_script,
+)
 from kresume.drop_in.backup_arguments import check_arguments, check_model
+from kresume.drop_in.backup_paths import PathsOfKeras
 from kresume.drop_in.backup_place import Place
 from kresume.drop_in.stream import Stream, stream_of
 from kresume.lock import NAME as LOCK
@@ -50,7 +58,7 @@ class _Cut:
     """Marks our own early end of an epoch in `model.stop_training`; other callbacks set True."""
 
 
-class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
+class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
     """Backs up a training, and restores it exactly when the same script runs again.
 
     Args:
@@ -115,24 +123,6 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         if self._stream is not None:
             backup_restore.move_data(self._folder, self._stream, on_new_data)
 
-    # Scripts read these, as with Keras's callback: paths of kresume's backup, or of Keras's if there is no other.
-
-    @property
-    def _weights_path(self) -> str:
-        return backup_files.newest(self._folder, snapshot.ARRAYS, otherwise=WEIGHTS)
-
-    @property
-    def _training_metadata_path(self) -> str:
-        return str(self._folder / METADATA)
-
-    @property
-    def _prev_weights_path(self) -> str:
-        return backup_files.newest(self._folder, snapshot.ARRAYS, before=1, otherwise=f"{WEIGHTS}{BEFORE}")
-
-    @property
-    def _prev_training_metadata_path(self) -> str:
-        return backup_files.newest(self._folder, snapshot.META, before=1, otherwise=f"{METADATA}{BEFORE}")
-
     # `fit` calls these, in this order.
 
     def set_model(self, model: Any) -> None:
@@ -173,8 +163,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         if self._stream is not None:
             self._stream.seek(self._current_epoch, self._begin_batch)
             self._stream.save(self._folder)
-        elif snapshot.list_snapshots(self._folder) == []:
-            self._reporter.say(f"{self.backup_dir}: the backup does not record the order of the data (data= adds it)")
+        for note in data_order.at_first(self._call, self._stream) if not snapshot.list_snapshots(self._folder) else ():
+            self._reporter.say(f"{self.backup_dir}: {note}")
         self._logs = backup_files.open_logs(
             self._folder, self._fit, left, saved_logs, self._others(), self._current_epoch, self._reporter.say
         )

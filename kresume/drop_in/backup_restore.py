@@ -22,18 +22,15 @@ import keras
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
-from kresume.drop_in import optimizer_changes, other_optimizers
+from kresume.drop_in import data_order, optimizer_changes, other_optimizers
 from kresume.drop_in.fit_call import FitCall
 from kresume.drop_in.stream import Stream
-from kresume.drop_in.user_map import changes_variables
 from kresume.errors import UsageError
 from kresume.models import other_variables
 from kresume.training.loop import callback_state
 from kresume.training.loop.fit import assign_state, build_from_spec, groups_of
 from kresume.values.state import TrainState
 
-SHUFFLING = ("RandomSampler", "WeightedRandomSampler", "SubsetRandomSampler")
-"""Samplers of a torch `DataLoader` that draw from a generator of torch."""
 ALL_DAMAGED = "restore one from a copy, or remove the folder to start again (double_checkpoint=True keeps one more)"
 """The way on if no backup can be read."""
 
@@ -167,7 +164,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     messages = _skip_batches(records, target, batch)
     if messages:
         epoch, batch = epoch + 1, 0
-    begins_again = _data_begin_again(records, target) or _data_go_on_otherwise(target)
+    begins_again = data_order.after_restart(records, target.call, target.stream)
     # Without the data's structure the metrics cannot be built before the first step: their averages start fresh.
     averages = batch > 0 and target.stream is not None
     moved = assign_state(
@@ -196,8 +193,8 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     where = f"epoch {epoch + 1}" + (
         f", batch {batch:,}" if batch else " from its beginning" if from_its_beginning else ""
     )
-    if begins_again and not ended:
-        messages.append(begins_again)
+    if not ended:
+        messages += [note for note in (begins_again, data_order.of_validation(target.call)) if note]
     if batch and target.stream is None and not ended:
         metrics = "its training metrics cover the others alone"
         skipped = f"the {batch:,} batches that it drew are skipped in the order that the data have now"
@@ -256,38 +253,6 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
         return []
     call.validations.pass_by(int(records["epoch"]) + 1)  # the order of later ones is as if it had been done
     return ["the interrupted epoch has no batches left: its validation and its entry in the history are skipped"]
-
-
-def _data_begin_again(records: Mapping[str, Any], target: Target) -> str:
-    """Returns a message if `fit` cannot go on in its data where the backup was; else an empty string.
-
-    With `steps_per_epoch` Keras draws all epochs from one iterator. Of data without a known length it is not known which
-    batches come again, so none are skipped.
-    """
-    call = target.call
-    if call is None or target.stream is not None or not call.one_pass or records.get("drawn") is not None:
-        return ""
-    return (
-        "with steps_per_epoch and data of unknown length fit begins at the data's first batch again, as Keras does, so batches "
-        "that were trained may come again (kresume.resumable continues behind them)"
-    )
-
-
-def _data_go_on_otherwise(target: Target) -> str:
-    """Returns a message if the user's data draw from a state that no backup holds; else empty."""
-    if target.call is None or target.stream is not None:
-        return ""
-    if changes_variables(target.call.x):
-        return (
-            "a map of the data changes a variable (Keras's random layers count their calls), which begins anew, so other "
-            "pictures follow (map= of kresume.image_dataset continues exactly)"
-        )
-    if type(getattr(target.call.x, "sampler", None)).__name__ in SHUFFLING:
-        return (
-            "the DataLoader shuffles by a generator of torch, whose state no backup holds, so batches follow in another order "
-            "(kresume.image_dataset and kresume.resumable continue exactly)"
-        )
-    return ""
 
 
 def _adopt_data(records: Mapping[str, Any], target: Target, epoch: int, batch: int) -> str:

@@ -31,12 +31,15 @@ class EarlierValidations:
         steps: the argument `validation_steps`.
         per_call: steps that Keras runs per call.
         first: the epoch at which the training begins: `fit(initial_epoch=...)`.
+
+    Attributes:
+        data: the argument.
     """
 
     def __init__(
         self, data: Any, validates: Callable[[int], bool], steps: int | None, per_call: int, first: int = 0
     ) -> None:
-        self._data, self._validates, self._first = data, validates, first
+        self.data, self._validates, self._first = data, validates, first
         self._of_tensorflow = hasattr(data, "element_spec") and hasattr(data, "cardinality")
         self._remembers = self._of_tensorflow or isinstance(data, keras.utils.PyDataset)
         self._iterators = _iterators_of(data, steps, per_call) if self._of_tensorflow else 0
@@ -63,25 +66,25 @@ class EarlierValidations:
         if not self._remembers or self._stream is not None:
             return
         due = sum(map(self._validates, range(self._first, epoch)))
-        for _ in range(_passed.get(self._data, 0), due):
+        for _ in range(_passed.get(self.data, 0), due):
             if self._of_tensorflow:
                 for _ in range(self._iterators):
-                    iter(self._data)
+                    iter(self.data)
             else:
-                self._data.on_epoch_end()
-                self._data.on_epoch_begin()
-                self._data.on_epoch_end()
+                self.data.on_epoch_end()
+                self.data.on_epoch_begin()
+                self.data.on_epoch_end()
         self.done(epoch)
 
     def done(self, epoch: int) -> None:
         """Counts the validations of this process, before an epoch."""
         if self._remembers:
-            _passed[self._data] = sum(map(self._validates, range(self._first, epoch)))
+            _passed[self.data] = sum(map(self._validates, range(self._first, epoch)))
 
     def ended(self) -> None:
         """Forgets what this `fit` did, because it ended: a later one counts from its own beginning."""
         if self._remembers:
-            _passed.pop(self._data, None)
+            _passed.pop(self.data, None)
 
 
 def _iterators_of(data: Any, steps: int | None, per_call: int) -> int:

@@ -409,27 +409,47 @@ class Validated(Counter):
 
 
 VALIDATIONS = {
-    "shuffled": lambda data: {"validation_data": shuffled()},
-    "a part of it": lambda data: {"validation_data": shuffled(), "validation_steps": 1},
-    "of unknown length": lambda data: {"validation_data": shuffled().filter(lambda x, y: True), "validation_steps": 1},
-    "every second epoch": lambda data: {"validation_data": shuffled(), "validation_steps": 1, "validation_freq": 2},
-    "a PyDataset that shuffles": lambda data: {"validation_data": Shuffled(), "validation_steps": 1},
-    "of the training data": lambda data: {"validation_data": data.take(1)},
+    "tf.data, `shuffle` with a seed": lambda data: {"validation_data": shuffled()},
+    "tf.data, `shuffle` with a seed, `validation_steps`": lambda data: {
+        "validation_data": shuffled(),
+        "validation_steps": 1,
+    },
+    "tf.data of unknown length, `shuffle` with a seed, `validation_steps`": lambda data: {
+        "validation_data": shuffled().filter(lambda x, y: True),
+        "validation_steps": 1,
+    },
+    "tf.data, `shuffle` with a seed, `validation_steps`, `validation_freq=2`": lambda data: {
+        "validation_data": shuffled(),
+        "validation_steps": 1,
+        "validation_freq": 2,
+    },
+    "`PyDataset` that shuffles in `on_epoch_end`, `validation_steps`": lambda data: {
+        "validation_data": Shuffled(),
+        "validation_steps": 1,
+    },
+    "a part of the training data (`take`)": lambda data: {"validation_data": data.take(1)},
 }
+OF_TRAINING = "a part of the training data (`take`)"
+GENERATOR = "generator, `validation_steps`"
+ANEW = "begins anew, and a line says so"
 
 
-@pytest.mark.parametrize("kind", few_under_jax(list(VALIDATIONS), ["a part of it", "of the training data"]))
+@pytest.mark.parametrize(
+    "kind",
+    few_under_jax(list(VALIDATIONS), ["tf.data, `shuffle` with a seed, `validation_steps`", OF_TRAINING]),
+    ids=lambda kind: kind.replace("`", ""),
+)
 @pytest.mark.parametrize("ours_too", [False, True], ids=["", "with data="])
 def test_validation_data_go_on_in_their_order(model, tmp_path, kind, ours_too):
     """Each validation has another order. Killed within two epochs, the later ones have the order that they would have had."""
-    if ours_too and kind == "of the training data":
+    if ours_too and kind == OF_TRAINING:
         pytest.skip("those of resumable have one order")
     feed = Feed("", shuffled, REPEATS, epochs=6)
 
     def run(kill=None):
         source = ours() if ours_too else None
         data = shuffled() if source is None else source
-        backup = kresume.BackupAndRestore(tmp_path / f"{kind}", save_freq=2, data=source, delete_checkpoint=False)
+        backup = kresume.BackupAndRestore(tmp_path, save_freq=2, data=source, delete_checkpoint=False)
         return fit(model, data, [backup, Validated(kill)], feed, VALIDATIONS[kind](data))
 
     source = ours() if ours_too else shuffled()
@@ -440,6 +460,32 @@ def test_validation_data_go_on_in_their_order(model, tmp_path, kind, ours_too):
     assert_same_bytes(expected, found)
     assert counted.scores == {epoch: whole.scores[epoch] for epoch in counted.scores}
     assert min(counted.scores) < 5
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("ours_too", [False, True], ids=["", "with data="])
+def test_validation_by_a_generator_begins_anew_and_is_told(model, tmp_path, capfd, ours_too):
+    """Keras goes on in a generator from one validation to the next, and no backup knows where it was."""
+    feed = Feed("", tensors, REPEATS, epochs=3)
+    told = "the validation data are a generator, which begins at its first batch again when training is continued"
+
+    def run(kill=None):
+        source = ours() if ours_too else None
+        data = tensors() if source is None else source
+        backup = kresume.BackupAndRestore(tmp_path, data=source)
+        options = {"validation_data": endless(), "validation_steps": 3}
+        done = fit(model, data, [backup, Validated(kill)], feed, options)
+        return done, capfd.readouterr().err
+
+    source = ours() if ours_too else tensors()
+    whole, _ = fit(model, source, [Validated()], feed, {"validation_data": endless(), "validation_steps": 3})
+    killed, said = run(STEPS + 1)
+    assert killed is None
+    assert said.count(told) == 1
+    (counted, _), said = run()
+    assert said.count(told) == 1
+    assert "continuing at step" in said
+    assert counted.scores[1] != whole.scores[1]
 
 
 @pytest.mark.one_backend(trains=True)
@@ -505,6 +551,9 @@ def render(page: str) -> str:
         "|---|---|---|---|",
     ]
     rows += [f"| {feed.called} | {' | '.join(feed.outcomes)} |" for feed in FEEDS]
+    rows += ["", "| validation data | with `data=` | without |", "|---|---|---|"]
+    rows += [f"| {kind} | {'not tried' if kind == OF_TRAINING else EXACT} | {EXACT} |" for kind in VALIDATIONS]
+    rows += [f"| {GENERATOR} | {ANEW} | {ANEW} |"]
     return TABLE.sub(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], page)
 
 

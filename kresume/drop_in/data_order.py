@@ -1,0 +1,77 @@
+"""Says which data of the caller begin anew after an interruption.
+
+notes = at_first(call, stream)                  # lines for a training that begins
+note = after_restart(records, call, stream)     # for one that continues: training data; empty if they go on
+note = of_validation(call)                      # the same for validation data
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import GeneratorType
+from typing import Any
+
+from kresume.drop_in.fit_call import FitCall
+from kresume.drop_in.stream import Stream
+from kresume.drop_in.user_map import changes_variables
+
+SHUFFLING = ("RandomSampler", "WeightedRandomSampler", "SubsetRandomSampler")
+"""Samplers of a torch `DataLoader` that draw from a generator of torch."""
+
+
+def at_first(call: FitCall | None, stream: Stream | None) -> list[str]:
+    """Returns notes on what a continuation of this training will not continue."""
+    unknown = [] if stream is not None else ["the backup does not record the order of the data (data= adds it)"]
+    return [*unknown, *filter(None, [of_validation(call)])]
+
+
+def after_restart(records: Mapping[str, Any], call: FitCall | None, stream: Stream | None) -> str:
+    """Returns a note if the training data do not go on as they would have; else empty.
+
+    Args:
+        records: the records of the backup.
+        call: the running `fit`, None if it was not found.
+        stream: the data of `data=`, which go on; None if the data are the user's own.
+    """
+    if call is None or stream is not None:
+        return ""
+    return _begin_again(records, call) or _go_on_otherwise(call)
+
+
+def of_validation(call: FitCall | None) -> str:
+    """Returns a note if validation after an interruption sees other data than it would have; else empty."""
+    if call is None or not isinstance(call.validations.data, GeneratorType):
+        return ""
+    return (
+        "the validation data are a generator, which begins at its first batch again when training is continued, so validation "
+        "sees other pictures then (a tf.data.Dataset, a keras.utils.PyDataset and kresume.image_dataset go on)"
+    )
+
+
+def _begin_again(records: Mapping[str, Any], call: FitCall) -> str:
+    """Returns a note if `fit` cannot go on in its data where the backup was; else empty.
+
+    With `steps_per_epoch` Keras draws all epochs from one iterator. Of data without a known length it is not known which
+    batches come again, so none are skipped.
+    """
+    if not call.one_pass or records.get("drawn") is not None:
+        return ""
+    return (
+        "with steps_per_epoch and data of unknown length fit begins at the data's first batch again, as Keras does, so batches "
+        "that were trained may come again (kresume.resumable continues behind them)"
+    )
+
+
+def _go_on_otherwise(call: FitCall) -> str:
+    """Returns a note if the data draw from a state that no backup holds; else empty."""
+    if changes_variables(call.x):
+        return (
+            "a map of the data changes a variable (Keras's random layers count their calls), which begins anew, so other "
+            "pictures follow (map= of kresume.image_dataset continues exactly)"
+        )
+    if type(getattr(call.x, "sampler", None)).__name__ in SHUFFLING:
+        return (
+            "the DataLoader shuffles by a generator of torch, whose state no backup holds, so batches follow in another order "
+            "(kresume.image_dataset and kresume.resumable continue exactly)"
+        )
+    return ""
