@@ -38,6 +38,7 @@ from kresume.drop_in import (
     data_order,
     fit_call,
     fit_of_script,
+    generators,
 )
 from kresume.drop_in.backup_arguments import check_arguments, check_model
 from kresume.drop_in.backup_paths import PathsOfKeras
@@ -109,6 +110,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         self._resumed: Callable[[Sequence[Any]], None] | None = None
         self._compiled_rate: float | None = None
         self._optimizer: dict[str, Any] = {}
+        self._at_epoch: dict[str, Any] | None = None
         self._cut: _Cut | None = None
         self._begun, self._ahead, self._continues, self._not_finite = False, False, False, ""
         self._left: dict[str, Any] = {}
@@ -184,6 +186,9 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
             # state.
             self._resumed(self._others())
             self._resumed = None
+        # Keras shuffles by them when the epoch's first batch is drawn, which an interrupted epoch does again.
+        begins_again = self._call is not None and self._stream is None and not self._call.one_pass
+        self._at_epoch = generators.capture() if begins_again else None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Counts steps, ends an interrupted epoch after its last step, and backs up when due."""
@@ -351,6 +356,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
             "best": None,
             "stopped": batch == 0 and bool(self._model.stop_training),
             "epochs": self._epochs(),
+            "generators_at_epoch": self._at_epoch if batch else None,
             "logs": self._logs.positions() if self._logs is not None else {},
             "compiled_rate": self._compiled_rate,
             "optimizer": self._optimizer,

@@ -22,7 +22,7 @@ import keras
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
-from kresume.drop_in import data_order, optimizer_changes, other_optimizers
+from kresume.drop_in import data_order, generators, optimizer_changes, other_optimizers
 from kresume.drop_in.fit_call import FitCall
 from kresume.drop_in.stream import Stream
 from kresume.errors import UsageError
@@ -178,6 +178,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     rate = rate_of(model) if batch else None
 
     def as_before(callbacks: Sequence[Any]) -> None:
+        generators.restore(records.get("generators_at_epoch") or records.get("generators"))
         callback_state.apply(callbacks, records["callbacks"], groups.get("callbacks", []))
         if rate is not None:
             live_state.inner(model.optimizer).learning_rate = rate
@@ -193,6 +194,9 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     where = f"epoch {epoch + 1}" + (
         f", batch {batch:,}" if batch else " from its beginning" if from_its_beginning else ""
     )
+    ahead = target.epochs is not None and (epoch, batch) > (target.epochs, 0)
+    if not (batch or ahead or from_its_beginning):
+        generators.restore(records.get("generators"))
     if not ended:
         messages += [note for note in (begins_again, data_order.of_validation(target.call)) if note]
     if batch and target.stream is None and not ended:
@@ -207,7 +211,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         target.epochs if ended else epoch,
         "; ".join([f"{target.backup_dir}: {doing}", *messages]),
         as_before if batch else None,
-        target.epochs is not None and (epoch, batch) > (target.epochs, 0),
+        ahead,
     )
 
 
@@ -249,7 +253,8 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
             f"{target.backup_dir}: the interrupted epoch had {before or 'an unknown number of'} batches, but now fit counts "
             f"{now or 'an unknown number'}: give the same data and batch size, or another folder to start again"
         )
-    if call.begin_behind(batch, records.get("drawn") if batch or not records["batch"] else None):
+    drawn = records.get("drawn") if batch or not records["batch"] else None
+    if call.begin_behind(batch, drawn, lambda: generators.restore(records.get("generators"))):
         return []
     call.validations.pass_by(int(records["epoch"]) + 1)  # the order of later ones is as if it had been done
     return ["the interrupted epoch has no batches left: its validation and its entry in the history are skipped"]

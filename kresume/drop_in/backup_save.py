@@ -21,7 +21,7 @@ import numpy as np
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
-from kresume.drop_in import other_optimizers
+from kresume.drop_in import generators, other_optimizers
 from kresume.drop_in.fit_call import FitCall
 from kresume.models import other_variables, structure
 from kresume.training.loop import callback_state
@@ -51,6 +51,7 @@ def capture(
         "callbacks": facts,
         "other_optimizers": others,
         other_variables.GROUP: names,
+        "generators": generators.capture(),
         "validation": call.validations.position() if call is not None else None,
         "fingerprint": fingerprint.fingerprint(),
         structure.RECORD: structure.describe(model),

@@ -75,12 +75,13 @@ class FitCall:
         known = self.one_pass and self.iterator.data_adapter.num_batches is not None
         return int(self.iterator._steps_seen) if known else None
 
-    def begin_behind(self, count: int, drawn: int | None = None) -> bool:
+    def begin_behind(self, count: int, drawn: int | None = None, then: Callable[[], None] = lambda: None) -> bool:
         """Skips the batches that an interrupted training has drawn.
 
         Args:
             count: batches of the interrupted epoch, for data that restarts in each epoch.
             drawn: the value of `drawn`, for data of known length with one iterator over all epochs.
+            then: called when the batches of data that restart in each epoch are skipped.
 
         Returns:
             False if the epoch is known to have no batch left.
@@ -98,7 +99,9 @@ class FitCall:
             del iterator._get_iterator  # restores the method of the class
             if own is not None:
                 iterator._get_iterator = own
-            return batches_left if batches_left is not None else behind(count)
+            found = batches_left if batches_left is not None else behind(count)
+            then()
+            return found
 
         batches_left = None
         if self.one_pass:

@@ -3,6 +3,7 @@
 import gc
 import inspect
 import json
+import random
 import re
 import shutil
 import threading
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import kresume
+from kresume.drop_in import generators
 from kresume.drop_in.stream import stream_of
 from kresume.errors import CheckpointError, RunError, UsageError
 from kresume.training.loop import callback_state
@@ -375,6 +377,71 @@ def test_in_an_epoch_that_continues_callbacks_are_told_the_number_within_the_who
     shown = capsys.readouterr().out.split("Epoch 3/3")[0]
     assert "6/6" in shown
     assert not {f"{number}/6" for number in (1, 2, 3, 4)} & set(re.findall(r"\d+/6", shown))
+
+
+class Drawn(keras.callbacks.Callback):
+    """Draws rates from the global generators at every moment of a training, and keeps them."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates = []
+
+    def draw(self):
+        self.rates.append(random.gauss(2, 1) ** 2 + np.random.normal(2, 1) ** 2)
+        self.model.optimizer.learning_rate = 1e-2 * self.rates[-1]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.draw()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.draw()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.draw()
+
+
+@pytest.mark.parametrize("kill", [4, 5])
+@pytest.mark.parametrize(("with_data", "freq"), [(True, 1), (False, 2), (False, "epoch")])
+def test_draws_from_the_global_generators_go_on(tmp_path, with_data, freq, kill):
+    """What callbacks draw from Python's and numpy's generators after a kill is what they would have drawn."""
+
+    def fit(name, kill=None):
+        data, model, drawn = kresume.resumable(numbers, STEPS), build(), Drawn()
+        given = {"data": data} if with_data else {}
+        backup = kresume.BackupAndRestore(tmp_path / name, save_freq=freq, **given)
+        try:
+            fed = data if with_data else numbers(0).take(STEPS)
+            model.fit(fed, epochs=EPOCHS, callbacks=[backup, drawn, *([Kill(kill)] if kill else [])], verbose=0)
+        except Killed:
+            die(tmp_path / name, [])
+        found = {str(index): np.array(keras.ops.convert_to_numpy(each)) for index, each in enumerate(model.variables)}
+        return found, drawn.rates, [random.random(), np.random.random()]
+
+    expected, rates, after = fit("whole")
+    fit("killed", kill)
+    found, again, then = fit("killed")
+    begins = 1 if freq == "epoch" or (freq, kill) == (2, 4) else 2  # an epoch that continues in its middle begins twice
+    assert again[begins:] == rates[-len(again) + begins :]
+    assert then == after
+    assert_same_bytes(expected, found)
+
+
+@pytest.mark.one_backend
+def test_generators_without_a_saved_state_stay():
+    """Backups of earlier versions hold none; another kind of numpy's generator is left alone."""
+    random.seed(1)
+    generators.restore(None)
+    before = json.loads(json.dumps(generators.capture()))
+    drawn = [random.gauss(0, 1), np.random.normal(), random.random(), np.random.random()]
+    generators.restore(before)
+    assert drawn == [random.gauss(0, 1), np.random.normal(), random.random(), np.random.random()]
+    default = np.random.get_bit_generator()
+    try:
+        np.random.set_bit_generator(np.random.PCG64(1))
+        generators.restore(before)
+        assert generators.capture().keys() == {"python"}
+    finally:
+        np.random.set_bit_generator(default)
 
 
 @pytest.mark.one_backend

@@ -195,6 +195,8 @@ FEEDS = [
     Feed("generator, one epoch", lambda: (batch for batch in batches(slice(3))), REPEATS, epochs=1),
     Feed("generator, several epochs", lambda: (batch for batch in batches()), (REFUSED, REFUSED, REFUSED)),
     Feed("`PyDataset`, `shuffle=False`", ByIndex, REPEATS, {"shuffle": False}),
+    Feed("`PyDataset`, shuffled by Keras", ByIndex, REPEATS, epochs=3),
+    Feed("`PyDataset` with workers, shuffled by Keras", lambda: ByIndex(workers=2), REPEATS, epochs=3),
     Feed("`PyDataset`, `class_weight`", ByIndex, REPEATS, {"shuffle": False, "class_weight": CLASSES}),
     Feed("`PyDataset` with sample weights", lambda: ByIndex(slice(3)), REPEATS, {"shuffle": False}),
     Feed("`PyDataset` with workers", lambda: ByIndex(workers=2), REPEATS, {"shuffle": False}),
@@ -299,7 +301,8 @@ def iterations(found):
 
 # JAX has a trainer of its own; what makes batches of the data is shared, as are weights of classes and samples.
 PLAIN = {
-    "arrays, `shuffle=False`", "generator, `steps_per_epoch`", "`PyDataset`, `shuffle=False`", "tf.data of known length",
+    "arrays, `shuffle=False`", "generator, `steps_per_epoch`", "`PyDataset`, `shuffle=False`",
+    "`PyDataset`, shuffled by Keras", "`PyDataset` with workers, shuffled by Keras", "tf.data of known length",
     "tf.data of known length, `shuffle` with a seed", "tf.data of known length, `shuffle` with a seed, `steps_per_epoch`",
     "tf.data of unknown length", "torch `DataLoader`, `shuffle=False`", "`resumable`", "`resumable`, `steps_per_epoch`",
 }  # fmt: skip
