@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from types import GeneratorType
 from typing import Any
 
+import keras
+
 from kresume.drop_in.fit_call import FitCall
 from kresume.drop_in.stream import Stream
-from kresume.drop_in.user_map import changes_variables
+from kresume.drop_in.user_map import calls_python, changes_variables
 
 SHUFFLING = ("RandomSampler", "WeightedRandomSampler", "SubsetRandomSampler")
 """Samplers of a torch `DataLoader` that draw from a generator of torch."""
@@ -35,7 +37,7 @@ def after_restart(records: Mapping[str, Any], call: FitCall | None, stream: Stre
     """
     if call is None or stream is not None:
         return ""
-    return _begin_again(records, call) or _go_on_otherwise(call)
+    return _begin_again(records, call) or _shuffled_by_keras(records, call) or _go_on_otherwise(call)
 
 
 def of_validation(call: FitCall | None) -> str:
@@ -62,6 +64,19 @@ def _begin_again(records: Mapping[str, Any], call: FitCall) -> str:
     )
 
 
+def _shuffled_by_keras(records: Mapping[str, Any], call: FitCall) -> str:
+    """Returns a note if Keras shuffles a `PyDataset` in an order that cannot be drawn again; else empty."""
+    adapter = call.iterator.data_adapter
+    if not (isinstance(call.x, keras.utils.PyDataset) and adapter.shuffle and adapter.num_batches is not None):
+        return ""
+    if "generators" in records and not call.one_pass:
+        return ""
+    return (
+        "fit shuffles the PyDataset (its default), and batches follow in another order than they would have (shuffle=False, or "
+        "no steps_per_epoch, continues exactly)"
+    )
+
+
 def _go_on_otherwise(call: FitCall) -> str:
     """Returns a note if the data draw from a state that no backup holds; else empty."""
     if changes_variables(call.x):
@@ -69,9 +84,20 @@ def _go_on_otherwise(call: FitCall) -> str:
             "a map of the data changes a variable (Keras's random layers count their calls), which begins anew, so other "
             "pictures follow (map= of kresume.image_dataset continues exactly)"
         )
-    if type(getattr(call.x, "sampler", None)).__name__ in SHUFFLING:
+    if calls_python(call.x):
+        return (
+            "a map of the data calls Python code (tf.numpy_function or tf.py_function): what that draws at random begins anew "
+            "(map= of kresume.image_dataset gives it a seed)"
+        )
+    if _draws_from_torch(call.x):
         return (
             "the DataLoader shuffles by a generator of torch, whose state no backup holds, so batches follow in another order "
             "(kresume.image_dataset and kresume.resumable continue exactly)"
         )
     return ""
+
+
+def _draws_from_torch(data: Any) -> bool:
+    """Tests whether a torch `DataLoader` draws its order from a generator of torch."""
+    samplers = [getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None)]
+    return any(base.__name__ in SHUFFLING for sampler in samplers for base in type(sampler).__mro__)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from kresume.drop_in.stream import ATTRIBUTE
 from kresume.errors import UsageError
 
 MAP_SALT = 0x75736572
@@ -236,17 +237,37 @@ def changes_variables(data: Any) -> bool:
     Args:
         data: any data of `fit`; only datasets are looked at.
     """
-    if not (hasattr(data, "_functions") and hasattr(data, "_inputs")):
+    return _has_operations(data, ("Assign", "Rng"))
+
+
+def calls_python(data: Any) -> bool:
+    """Tests whether a `map` of a dataset calls Python code; that of kresume's own does not count.
+
+    Args:
+        data: any data of `fit`; only datasets are looked at.
+    """
+    return _has_operations(data, PYTHON, "Map")
+
+
+def _has_operations(data: Any, starts: tuple[str, ...], steps: str = "") -> bool:
+    """Tests whether functions of a dataset's steps have such operations.
+
+    Args:
+        data: any data of `fit`.
+        starts: the beginnings of their names.
+        steps: looks at steps with this in their names; `from_generator` is a step that calls Python code, too.
+    """
+    if not (hasattr(data, "_functions") and hasattr(data, "_inputs")) or hasattr(data, ATTRIBUTE):
         return False
-    graphs = [getattr(getattr(each, "function", None), "graph", None) for each in data._functions()]
-    for graph in graphs:
+    functions = data._functions() if steps in type(data).__name__ and "FlatMap" not in type(data).__name__ else ()
+    for graph in [getattr(getattr(each, "function", None), "graph", None) for each in functions]:
         if graph is None:
             continue
         definition = graph.as_graph_def()
         nodes = [*definition.node, *(node for part in definition.library.function for node in part.node_def)]
-        if any(node.op.startswith(("Assign", "Rng")) for node in nodes):
+        if any(node.op.startswith(starts) for node in nodes):
             return True
-    return any(map(changes_variables, data._inputs()))
+    return any(_has_operations(part, starts, steps) for part in data._inputs())
 
 
 _drawing = threading.local()

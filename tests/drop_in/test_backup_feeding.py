@@ -378,6 +378,60 @@ def test_it_says_that_data_of_unknown_length_begin_again(model, tmp_path, capfd,
     assert "are skipped" not in told or called == "arrays, `steps_per_epoch`"
 
 
+def torch_shuffled(within=False):
+    """Returns a loader whose sampler draws from torch's generator; within a batch sampler, if asked for."""
+    data = pytest.importorskip("torch").utils.data
+    dataset = loader().dataset
+    batches = data.BatchSampler(data.RandomSampler(dataset), BATCH, False)
+    return data.DataLoader(
+        dataset, **({"batch_sampler": batches} if within else {"batch_size": BATCH, "shuffle": True})
+    )
+
+
+def by_python(step):
+    """Returns data that call Python code in `map`, or in another step."""
+    import tensorflow as tf
+
+    def doubled(x, y):
+        return tf.ensure_shape(tf.numpy_function(lambda x: x * 2, [x], tf.float32), x.shape), y
+
+    return (
+        tensors().map(doubled)
+        if step == "map"
+        else tf.data.Dataset.from_generator(batches, output_signature=tensors().element_spec).apply(
+            tf.data.experimental.assert_cardinality(STEPS)
+        )
+    )
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    ("make", "options", "told"),
+    [
+        (torch_shuffled, {}, "the DataLoader shuffles by a generator of torch"),
+        (lambda: torch_shuffled(within=True), {}, "the DataLoader shuffles by a generator of torch"),
+        (loader, {}, None),
+        (lambda: by_python("map"), {}, "a map of the data calls Python code"),
+        (lambda: by_python("map").prefetch(1), {}, "a map of the data calls Python code"),
+        (lambda: by_python("from_generator"), {}, None),
+        (ours, {}, None),
+        (ByIndex, {"steps_per_epoch": 2}, "fit shuffles the PyDataset (its default)"),
+        (ByIndex, {}, None),
+        (ByIndex, {"steps_per_epoch": 2, "shuffle": False}, None),
+    ],
+)
+def test_it_says_where_the_order_of_the_data_begins_anew(model, tmp_path, capfd, make, options, told):
+    feed = Feed("", make, REPEATS, options, epochs=3, steps=options.get("steps_per_epoch", STEPS))
+    assert fit(model, make(), [kresume.BackupAndRestore(tmp_path), Counter(feed.steps + 1)], feed) is None
+    capfd.readouterr()
+    fit(model, make(), [kresume.BackupAndRestore(tmp_path), Counter()], feed)
+    said = capfd.readouterr().err
+    assert "continuing at step" in said
+    for words in ("shuffles", "calls Python code"):
+        assert (words in said) == (told is not None and words in told)
+    assert told is None or told in said
+
+
 @pytest.mark.parametrize("kill", few_under_jax([3, 7, 11], [7]))
 @pytest.mark.parametrize("freq", [2, "epoch"])
 @pytest.mark.parametrize("unknown", [False, True], ids=["known length", "unknown length"])
