@@ -144,7 +144,7 @@ def open_logs(
         say: prints one line for the user.
     """
     processes = left.get("processes", [])
-    logs = CallbackLogs(callbacks, say)
+    logs = CallbackLogs(callbacks, say, str(folder))
     logs.begin(saved, processes, epoch)
     begun = {
         "processes": sorted({*processes, this_process()}),

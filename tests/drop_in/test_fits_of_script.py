@@ -7,6 +7,7 @@ import uuid
 import pytest
 
 from kresume.drop_in import fit_of_script
+from kresume.training.loop import callback_logs
 
 BEGIN = """
 import hashlib, os
@@ -115,6 +116,37 @@ def test_each_fit_has_its_own_backup(run, tmp_path, capsys, name):
     assert "holds the backup of another fit of this script" in said
     assert "continuing at step" in said
     assert not (tmp_path / "backup").exists()
+
+
+LOGGED = """
+log = keras.callbacks.CSVLogger(folder + ".csv", append=True)
+
+def callbacks(phase):
+    return [kresume.BackupAndRestore(folder), log, Die(phase)]
+
+try:
+    prepare(model, 1e-2, False)
+    model.fit(x, y, 4, 2, 0, callbacks=callbacks(1), shuffle=False)
+    prepare(model, 1e-3, True)
+    model.fit(x, y, 4, 5, 0, callbacks=callbacks(2), shuffle=False, initial_epoch=2)
+finally:
+    log.csv_file.close()
+"""
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("kills", [[(2, 2)], [(2, 4)], [(2, 3), (1, 1)], [(2, 3), (2, 4)]])
+def test_the_lines_of_a_first_fit_that_is_trained_again_are_in_a_table_once(run, tmp_path, capsys, monkeypatch, kills):
+    """Killed in its second fit, a script trains the first one again, which appends its lines to the table again."""
+    monkeypatch.setattr(callback_logs, "_begun", {})
+    run(LOGGED, "whole")
+    for kill in kills:
+        monkeypatch.setattr(callback_logs, "_begun", {})
+        assert run(LOGGED, kill=kill) is None
+    monkeypatch.setattr(callback_logs, "_begun", {})
+    run(LOGGED)
+    assert (tmp_path / "backup.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert "changed by another program" not in capsys.readouterr().err
 
 
 KEPT = """

@@ -29,20 +29,25 @@ ASIDE = "interrupted"
 """Suffix of the folder beside an OrbaxCheckpoint's folder, for checkpoints of steps that are trained again."""
 
 
+_begun: dict[str, list[tuple[str, int]]] = {}
+"""Lengths that tables had when fits of this process began, each with the fit's owner, by file."""
+
+
 class CallbackLogs:
     """The log files of one `fit`'s callbacks.
 
     Args:
         callbacks: all callbacks of `fit`; callbacks without log files are ignored.
         say: prints one line for the user.
+        owner: the folder of the backups of this `fit`, which tells it from others of the script.
     """
 
-    def __init__(self, callbacks: Sequence[Any], say: Callable[[str], None]) -> None:
+    def __init__(self, callbacks: Sequence[Any], say: Callable[[str], None], owner: str = "") -> None:
         named = list(callback_state.named(callbacks))
         self._tables = {name: each for name, each in named if isinstance(each, keras.callbacks.CSVLogger)}
         self._boards = {name: each for name, each in named if isinstance(each, keras.callbacks.TensorBoard)}
         self._checkpoints = [each for _, each in named if isinstance(each, keras.callbacks.OrbaxCheckpoint)]
-        self._say = say
+        self._say, self._owner = say, owner
         self._starts: dict[str, dict[str, Any]] = {}
 
     def begin(self, saved: Mapping[str, Any] | None, processes: Sequence[str], epoch: int) -> None:
@@ -64,6 +69,7 @@ class CallbackLogs:
             if name in saved:
                 self._starts[name] = {key: saved[name][key] for key in ("start", "header")}
                 self._continue_table(callback, saved[name], epoch)
+            _begun.setdefault(str(callback.filename), []).append((self._owner, self._starts[name]["start"]))
         for name, callback in self._boards.items():
             if name in saved:
                 self._continue_board(callback, saved[name]["files"], {*processes, this_process()})
@@ -90,7 +96,8 @@ class CallbackLogs:
         callback.csv_file.close()
         ours = saved["text"].encode("latin-1")
         if callback.append:
-            content, start = _read(callback.filename), saved["start"]
+            start = saved["start"]
+            content = self._without_repeated(_read(callback.filename), callback, start)
             before, after = content[:start], content[start:]
             lines = _lines_from(after[len(ours) :], callback.sep, epoch)
             if ours.startswith(after):
@@ -108,6 +115,22 @@ class CallbackLogs:
         callback.keys = saved.get("keys")
         callback.writer = None
         callback.append_header = saved["header"] and not ours
+
+    def _without_repeated(self, content: bytes, callback: Any, start: int) -> bytes:
+        """Removes the lines of fits that were trained again in this process.
+
+        A script that is killed in its second `fit` trains its first one again, which appends its lines once more. They are
+        before those of the second one, too.
+
+        Args:
+            content: the table.
+            callback: writes it.
+            start: the length of the table when the `fit` that continues began.
+        """
+        others = [length for owner, length in _begun.get(str(callback.filename), []) if owner != self._owner]
+        length = min((length for length in others if length >= start), default=len(content))
+        known, again = (_numbers(part, callback.sep) for part in (content[:start], content[length:]))
+        return content[:length] if known[len(known) - len(again) :] == again else content
 
     def _continue_board(self, callback: Any, saved: Mapping[str, int], processes: set[str]) -> None:
         import tensorflow as tf
@@ -155,13 +178,18 @@ def this_process() -> str:
 def _lines_from(data: bytes, separator: str, epoch: int) -> int:
     """Counts the lines, a header included, if they log the epochs from `epoch` on; else 0."""
     lines = data.decode("latin-1").splitlines()
-    numbers = [next(iter(row), "") for row in csv.reader(lines, delimiter=separator)]
-    if numbers and numbers[0] == "epoch":
-        numbers = numbers[1:]
+    numbers = _numbers(data, separator)
     if numbers and not data.endswith(b"\n"):
         numbers = numbers[:-1]  # torn by the kill
     right = numbers == [str(epoch + index) for index in range(len(numbers))]
     return len(lines) if right else 0
+
+
+def _numbers(data: bytes, separator: str) -> list[str]:
+    """Returns the epochs of the lines of a table, without its header."""
+    rows = csv.reader(data.decode("latin-1").splitlines(), delimiter=separator)
+    numbers = [next(iter(row), "") for row in rows]
+    return numbers[1:] if numbers[:1] == ["epoch"] else numbers
 
 
 def _of_same_files(saved: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
