@@ -13,7 +13,8 @@ something that the callback judged by has changed: more epochs, new images, more
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from kresume.checkpoints import snapshot
 from kresume.drop_in import data_order, generators, optimizer_changes, other_optimizers
 from kresume.drop_in.fit_call import FitCall
 from kresume.drop_in.stream import Stream
-from kresume.errors import UsageError
+from kresume.errors import CheckpointError, UsageError
 from kresume.models import other_variables
 from kresume.training.loop import callback_state
 from kresume.training.loop.fit import assign_state, build_from_spec, groups_of
@@ -94,9 +95,20 @@ def move_data(folder: Path, stream: Stream, on_new_data: Literal["next-epoch", "
     records = state.records
     if records["data"] is not None:
         epoch, batch = int(records["epoch"]), int(records["batch"])
-        stream.adopt(folder, records["data"], epoch, batch, on_new_data)
+        with _naming(folder):
+            stream.adopt(folder, records["data"], epoch, batch, on_new_data)
         stream.seek(epoch, batch)
         stream.recount()
+
+
+@contextmanager
+def _naming(folder: str | Path) -> Iterator[None]:
+    """Names the folder of the backups in an error about what one of them holds."""
+    try:
+        yield
+    except (CheckpointError, UsageError) as error:
+        kind = UsageError if isinstance(error, UsageError) else CheckpointError
+        raise kind(f"{folder}: {error}") from error
 
 
 def build(model: Any, stream: Stream | None, call: FitCall | None) -> None:
@@ -167,14 +179,16 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     begins_again = data_order.after_restart(records, target.call, target.stream)
     # Without the data's structure the metrics cannot be built before the first step: their averages start fresh.
     averages = batch > 0 and target.stream is not None
-    moved = assign_state(
-        model, state, metrics=averages, same_weights=False, way_on="give another folder to start again"
-    )
+    with _naming(target.backup_dir):
+        moved = assign_state(
+            model, state, metrics=averages, same_weights=False, way_on="give another folder to start again"
+        )
     messages += callback_state.apply(target.callbacks, records["callbacks"], groups.get("callbacks", []))
     messages += optimizer_changes.describe(records.get("optimizer"), target.optimizer)
     messages += [*moved, *_keep_compiled_rate(model, target.compiled_rate, records.get("compiled_rate"))]
     messages += other_variables.restore(model, records, groups)
-    messages += other_optimizers.restore(model, records.get("other_optimizers"), groups.get("other_optimizers", []))
+    with _naming(target.backup_dir):
+        messages += other_optimizers.restore(model, records.get("other_optimizers"), groups.get("other_optimizers", []))
     rate = rate_of(model) if batch else None
 
     def as_before(callbacks: Sequence[Any]) -> None:
@@ -271,7 +285,8 @@ def _adopt_data(records: Mapping[str, Any], target: Target, epoch: int, batch: i
     """
     stream = target.stream
     if stream is not None and records["data"] is not None:
-        return stream.adopt(Path(target.backup_dir), records["data"], epoch, batch, target.on_new_data)
+        with _naming(target.backup_dir):
+            return stream.adopt(Path(target.backup_dir), records["data"], epoch, batch, target.on_new_data)
     if (stream is None) != (records["data"] is None) and batch:
         raise UsageError(
             f"{target.backup_dir} was interrupted in the middle of an epoch {'without' if stream else 'with'} data=: "

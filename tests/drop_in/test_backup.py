@@ -666,8 +666,26 @@ def test_another_backend_is_refused_before_fit(tmp_path, monkeypatch, backend):
 def test_another_length_of_the_epoch_is_refused(tmp_path):
     """Another steps_per_epoch is refused, because the position depends on it."""
     train(tmp_path, kill=Kill(8))
-    with pytest.raises(UsageError, match="had 6 steps per epoch, this one has 5"):
+    with pytest.raises(
+        UsageError, match=f"^{tmp_path}: the interrupted training had 6 steps per epoch, this one has 5"
+    ):
         train(tmp_path, data=kresume.resumable(numbers, 5))
+
+
+@pytest.mark.one_backend(trains=True)
+def test_another_model_is_refused_and_the_folder_named(tmp_path):
+    """Another optimizer or another layer is an error that names the folder to keep or to leave."""
+    train(tmp_path, kill=Kill(2))
+    with pytest.raises(
+        CheckpointError, match=f"^{tmp_path}: the snapshot holds .* optimizer variables, this model has"
+    ):
+        train(tmp_path, model=build(optimizer=keras.optimizers.SGD(0.1)))
+    release(tmp_path)
+    wider = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2, "softmax")])
+    wider.compile("adam", "sparse_categorical_crossentropy")
+    with pytest.raises(CheckpointError, match=f"^{tmp_path}: the snapshot holds 4 metrics variables, this model has 2"):
+        train(tmp_path, model=wider)
+    release(tmp_path)
 
 
 @pytest.mark.one_backend
