@@ -203,7 +203,13 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     if changed:
         messages.append(f"another machine or version ({'; '.join(changed)}): the last digits of results may differ")
     new_images = _adopt_data(records, target, epoch, batch)
-    messages += [new_images] if new_images else []
+    if new_images:
+        last = target.epochs is not None and batch and epoch + 1 == target.epochs
+        messages.append(
+            f"{new_images}, so it is not trained unless fit(epochs=...) is more than {target.epochs}"
+            if last
+            else new_images
+        )
     ended = _why_ended(records, target, step, bool(new_images), fit_returned, messages)
     where = f"epoch {epoch + 1}" + (
         f", batch {batch:,}" if batch else " from its beginning" if from_its_beginning else ""

@@ -165,6 +165,21 @@ def test_new_images_when_all_epochs_are_done_say_what_to_change(model, tmp_path,
     assert drive(model, tmp_path / "b", data=images(tmp_path / "old"), epochs=3) == {2: 3}
 
 
+def test_new_images_in_the_last_epoch_say_that_no_epoch_trains_them(model, tmp_path, capfd):
+    """An interrupted epoch ends on its old list, so the last one leaves none for the new list."""
+    write_pictures(tmp_path / "old", 4, 0)
+    drive(model, tmp_path / "b", [Kill(4)], data=images(tmp_path / "old"), epochs=2)
+    write_pictures(tmp_path / "old", 2, 500)
+    for epochs, told in ((3, False), (2, True)):
+        shutil.copytree(tmp_path / "b", tmp_path / f"{epochs}")
+        capfd.readouterr()
+        done = drive(model, tmp_path / f"{epochs}", data=images(tmp_path / "old"), epochs=epochs)
+        assert done == {2: {1: 1}, 3: {1: 1, 2: 3}}[epochs]
+        said = capfd.readouterr().err
+        assert "12 images before, 18 now: the new list is used from epoch 3 on" in said
+        assert ("so it is not trained unless fit(epochs=...) is more than 2" in said) == told
+
+
 class StopAfter(keras.callbacks.Callback):
     """Stops after a number of batches of each process, as a user's time limit does."""
 
