@@ -204,21 +204,16 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         messages.append(f"another machine or version ({'; '.join(changed)}): the last digits of results may differ")
     new_images = _adopt_data(records, target, epoch, batch)
     if new_images:
-        last = target.epochs is not None and batch and epoch + 1 == target.epochs
-        messages.append(
-            f"{new_images}, so it is not trained unless fit(epochs=...) is more than {target.epochs}"
-            if last
-            else new_images
-        )
+        in_last = batch and epoch + 1 == target.epochs
+        unless = f", so it is not trained unless fit(epochs=...) is more than {target.epochs}" if in_last else ""
+        messages.append(f"{new_images}{unless}")
     ended = _why_ended(records, target, step, bool(new_images), fit_returned, messages)
-    where = f"epoch {epoch + 1}" + (
-        f", batch {batch:,}" if batch else " from its beginning" if from_its_beginning else ""
-    )
+    within = f", batch {batch:,}" if batch else " from its beginning" if from_its_beginning else ""
+    where = f"epoch {epoch + 1}{within}"
     ahead = target.epochs is not None and (epoch, batch) > (target.epochs, 0)
     if not (batch or ahead or from_its_beginning):
         generators.restore(records.get("generators"))
-    if not ended:
-        messages += [note for note in (begins_again, data_order.of_validation(target.call)) if note]
+    messages += [] if ended else filter(None, [begins_again, data_order.of_validation(target.call)])
     if batch and target.stream is None and not ended:
         metrics = "its training metrics cover the others alone"
         skipped = f"the {batch:,} batches that it drew are skipped in the order that the data have now"

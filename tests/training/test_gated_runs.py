@@ -312,7 +312,7 @@ def test_the_plan_says_how_much_disk_a_run_needs(place):
     assert "cache" not in kresume.plan("runs/1-shapes", add=["new"], quiet=True, cache="off", **OPTIONS).disk
     more = {"ema": 0.9, "accumulate": 2, "epochs": 1, "out": "more"}
     said = kresume.plan("runs/1-shapes", add=["new"], quiet=True, **more).disk.partition(" of ")[2].partition(" kB")[0]
-    child = run_training("runs/1-shapes", add=["new"], **more, tensorboard=False)
+    run_training("runs/1-shapes", add=["new"], **more, tensorboard=False)
     size = next(Path("more/snapshots").glob("*/state.safetensors")).stat().st_size / 1000
     assert abs(float(said) - size) < 0.2 * size
 
