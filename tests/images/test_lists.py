@@ -251,6 +251,21 @@ def test_names_in_another_case_or_unicode_form_are_found(tmp_path, quiet, form):
 
 
 @pytest.mark.one_backend
+def test_a_missing_file_is_not_the_one_that_another_row_names(tmp_path, quiet):
+    """`A.png` is missing, and `a.png` is another picture with a row of its own."""
+    write_pictures(tmp_path, 1, 0, ("x",))
+    os.rename(tmp_path / "x" / "0.png", tmp_path / "a.png")
+    (tmp_path / "a.csv").write_text("path,label\nA.png,cat\na.png,dog\n")
+    listing = list_images([tmp_path / "a.csv"], quiet)
+    assert [(os.path.basename(each.path), each.label) for each in listing.files] == [("a.png", "dog")]
+    assert [(os.path.basename(each.path), each.label) for each in listing.quarantine] == [("A.png", "cat")]
+    assert "a.png is listed, too" in listing.quarantine[0].reason
+    (tmp_path / "a.csv").write_text("path,label\nA.png,dog\na.png,dog\n")
+    listing = list_images([tmp_path / "a.csv"], quiet)
+    assert (len(listing.files), listing.quarantine) == (1, ())
+
+
+@pytest.mark.one_backend
 def test_pictures_without_an_annotation_are_left_out_and_told(tmp_path, quiet):
     """In the format of COCO a picture may have none; to be predicted it needs none."""
     write_pictures(tmp_path, 2, 0, ("circle",))

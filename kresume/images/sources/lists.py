@@ -80,6 +80,7 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
     used: set[str] = set()
     read_as = ""
     moved: set[str] = set()
+    respelled: dict[int, str] = {}
     others, second, spellings = OtherSplits(), OtherLabels(), Spellings()
     for number, row in enumerate(read_rows(source), 1):
         where = f"{source.given}, row {number:,}"
@@ -107,7 +108,7 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
         text = json.dumps(extra, ensure_ascii=False, default=str) if extra else ""
         path, old = source.moves.apply(path, folder) if source.moves.pairs else (path, set())
         moved |= old
-        full = locations.join(folder, path)
+        asked = full = locations.join(folder, path)
         try:
             full, facts = spellings.locate(full, locations.join(folder, path.strip()))
         except (OSError, ValueError) as error:  # ValueError: no file can have this name
@@ -115,9 +116,12 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
             counts["relative"] += full != path
             gone.append(Quarantined(full, label, f"listed in {source.given}, but it cannot be read ({why})"))
             continue
+        if full != asked:
+            respelled[len(found)] = asked
         found.append(Found(full, label, source.given, facts.st_size, facts.st_mtime_ns, split, extra=text))
         advance(1)
     others.check(source.given)
+    found = _without_others(found, respelled, gone, source.given)
     if not found:
         raise _nothing(source, folder, gone, counts, read_as)
     notes = [f"{source.given}: {read_as}"] if read_as else []
@@ -127,6 +131,32 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
     if gone:
         notes.append(f"{source.given}: {len(gone):,} listed files do not exist; the first is {gone[0].path}")
     return Listing(tuple(found), tuple(notes), tuple(labels), tuple(gone), moved=frozenset(moved))
+
+
+def _without_others(
+    found: list[Found], respelled: Mapping[int, str], gone: list[Quarantined], given: str
+) -> list[Found]:
+    """Leaves out files found under another spelling that another row names, with another label.
+
+    Args:
+        found: the files of all rows.
+        respelled: the listed paths of those that are spelled otherwise, by index.
+        gone: takes the rows that are left out.
+        given: the list.
+    """
+    if not respelled:
+        return found
+    exact = {each.path: each.label for index, each in enumerate(found) if index not in respelled}
+    taken = {index for index in respelled if exact.get(found[index].path, found[index].label) != found[index].label}
+    gone += [
+        Quarantined(
+            respelled[index],
+            found[index].label,
+            f"listed in {given}, but it does not exist; {found[index].path} is listed, too",
+        )
+        for index in sorted(taken)
+    ]
+    return [each for index, each in enumerate(found) if index not in taken]
 
 
 def _left_out(counts: Mapping[str, int]) -> list[str]:
