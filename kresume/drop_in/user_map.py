@@ -259,7 +259,8 @@ def _has_operations(data: Any, starts: tuple[str, ...], steps: str = "") -> bool
     """
     if not (hasattr(data, "_functions") and hasattr(data, "_inputs")) or hasattr(data, ATTRIBUTE):
         return False
-    functions = data._functions() if steps in type(data).__name__ and "FlatMap" not in type(data).__name__ else ()
+    name = type(data).__name__
+    functions = data._functions() if steps in name and not (steps and "FlatMap" in name) else ()
     for graph in [getattr(getattr(each, "function", None), "graph", None) for each in functions]:
         if graph is None:
             continue

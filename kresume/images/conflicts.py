@@ -243,8 +243,11 @@ def _says_nothing_new(found: Found, images: Sequence[Image], record: Mapping[str
     """
     if not _is_in_its_folder(found, record):
         return False
-    corrected = (image.found for image in images if image.found.label != found.label and image.found.key == found.key)
-    return found.label != record["label"] or any(corrected)
+    if found.label != record["label"]:
+        # If a folder gave the recorded label, too, nothing was corrected: the image has moved between nested folders.
+        folders = (record["member"] or record["path"]).split("/")[:-1]
+        return record["label"] not in map(canonical, folders)
+    return any(image.found.label != found.label and image.found.key == found.key for image in images)
 
 
 def _is_in_its_folder(found: Found, record: Mapping[str, Any]) -> bool:

@@ -28,8 +28,10 @@ from kresume.spelling import option
 MOST_LOOKED_AT = 6
 AVERAGING = frozenset({"GlobalAveragePooling2D", "AveragePooling2D", "Mean"})
 """Layers and operations behind a 1x1 convolution that keep outputs that add up to 1."""
-LOUD = 1e4
-"""Factor of a head's weights under which its outputs show how far they reach."""
+LOUD = (1e4, 1e8, 1e12)
+"""Factors of a head's weights under which its outputs show how far they reach; a deep network without training gives a head
+tiny features."""
+_BENDING = (keras.src.ops.nn.Sigmoid, keras.src.ops.nn.HardSigmoid, keras.src.ops.numpy.Tanh)
 FAR = 4.0
 """A class whose logit is larger by twice this can have 99.9 % of the probability."""
 
@@ -173,7 +175,7 @@ def build_wider(
     place = structure.address_of(model)[id(head.kernel)].position
     addresses = structure.address_of(wider)
     found = next(layer for layer in _candidates(wider) if addresses[id(layer.kernel)].position == place)
-    if _width(head.layer) == 1:
+    if _width(head.layer) == 1 and any(_computes(each) for each in head.after):
         _check_reach(wider, found)
     # An activation may be a layer, too: the wider model lacks the one that its softmax replaces.
     weighted = [[layer for layer in each._flatten_layers() if layer.weights] for each in (model, wider)]
@@ -208,11 +210,10 @@ def _edited(head: HeadLayer, outputs: int, softmax: bool, replaces: bool) -> Ite
 
 def _bent(operations: Sequence[Any]) -> list[Any]:
     """Returns the operations that an activation other than the identity makes part of the answer."""
-    known = (keras.src.ops.nn.Sigmoid, keras.src.ops.nn.HardSigmoid, keras.src.ops.numpy.Tanh)
     return [
         each
         for each in operations
-        if getattr(each, "activation", None) not in {None, keras.activations.linear} or type(each) in known
+        if getattr(each, "activation", None) not in {None, keras.activations.linear} or type(each) in _BENDING
     ]
 
 
@@ -248,6 +249,12 @@ def _in_place_of_one(operations: Sequence[Any], *, softmax: bool, replaces: bool
     return []  # what follows is arithmetic: the outputs stay what it makes of them
 
 
+def _computes(operation: Any) -> bool:
+    """Returns True for an operation behind a head that is no activation and changes values."""
+    known = hasattr(operation, "activation") or type(operation) in {*_BENDING, keras.src.ops.nn.Softmax}
+    return not known and type(operation).__name__ not in THROUGH | AVERAGING | {"Softmax"}
+
+
 def _is_linear(operation: Any) -> bool:
     return isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear
 
@@ -277,16 +284,21 @@ def _check_reach(wider: keras.Model, head: Any) -> None:
         ModelError: they cannot; the message says between which values they stay.
     """
     quiet = np.array(live_state.host_array(head.kernel.value))
-    loud = np.zeros_like(quiet)
-    loud[..., 0], loud[..., 1] = LOUD * quiet[..., 0], -LOUD * quiet[..., 0]
-    head.kernel.assign(loud)
-    values = answers(wider)
-    head.kernel.assign(quiet)
-    if values is None or not np.isfinite(values).all() or np.ptp(values) < EXACT:
-        return  # generated pictures show nothing
-    lowest, highest = float(values.min()), float(values.max())
-    exclusive = lowest >= 0 and np.abs(values.sum(axis=1) - 1).max() < EXACT
-    if highest > 0.9 if exclusive else (lowest < -FAR and highest > FAR):
+    values = np.zeros((1, 1))
+    for factor in LOUD:
+        loud = np.zeros_like(quiet)
+        loud[..., 0], loud[..., 1] = factor * quiet[..., 0], -factor * quiet[..., 0]
+        head.kernel.assign(loud)
+        measured = answers(wider)
+        head.kernel.assign(quiet)
+        if measured is None or not np.isfinite(measured).all():
+            return  # generated pictures show nothing
+        values = measured
+        lowest, highest = float(values.min()), float(values.max())
+        exclusive = lowest >= 0 and np.abs(values.sum(axis=1) - 1).max() < EXACT
+        if highest > 0.9 if exclusive else (lowest < -FAR and highest > FAR):
+            return
+    if np.ptp(values) < EXACT:
         return
     raise ModelError(
         f"the operations behind the layer {head.name} keep {values.shape[1]} outputs between {lowest:.3g} and {highest:.3g}, "

@@ -113,6 +113,24 @@ def test_a_folder_that_is_given_every_week_does_not_undo_a_correction(tmp_path, 
     assert len(told) == (policy != "new" and kind != "list")
 
 
+@pytest.mark.parametrize("stays", [False, True])
+@pytest.mark.one_backend
+def test_an_image_that_moves_out_of_a_nested_folder_is_relabelled(tmp_path, quiet, stays):
+    """Its path ends as before, in the folder `b`, but `a` gave its label: nothing was corrected. A copy is a conflict."""
+    write_pictures(tmp_path / "old", 2, 0, AB)
+    nested = tmp_path / "old" / "a" / "b" / "z.png"
+    nested.parent.mkdir()
+    shutil.move(tmp_path / "old" / "a" / "1.png", nested)
+    first = merged(quiet, data=tmp_path / "old").manifest
+    right = tmp_path / ("new" if stays else "old") / "b" / "z.png"
+    right.parent.mkdir(parents=True, exist_ok=True)
+    (shutil.copy if stays else shutil.move)(nested, right)
+    result = merged(quiet, first, add=right.parent.parent, generation=1)
+    labels = [row["label"] for row in result.manifest.table.to_pylist() if row["path"].endswith("z.png")]
+    assert labels == ([] if stays else ["b"])
+    assert (len(result.facts.conflicts), len(result.facts.relabels)) == ((1, 0) if stays else (0, 1))
+
+
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.one_backend
 def test_a_list_corrects_images_whose_folder_is_given_beside_it(tmp_path, quiet, again):

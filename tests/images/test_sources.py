@@ -840,7 +840,8 @@ def test_classes_that_are_there_twice_are_no_class(tmp_path, quiet, form, inside
         ({"images/train/{}.jpg": 1, "labels/train/{}.txt": 0}, True),
         ({"train/images/{}.jpg": 1, "train/labels/{}.txt": 0, "valid/images/{}9.jpg": 1}, True),
         ({"images/{}.jpg": 1, "annotations/{}.xml": 0}, True),
-        ({"imgs/{}.jpg": 1, "masks/{}.jpg": 1}, True),
+        ({"imgs/scene-{}.jpg": 1, "masks/scene-{}.jpg": 1}, True),
+        ({"photo/{}.jpg": 1, "mask/{}.jpg": 1}, False),  # pictures of either class may be numbered alike
         ({"images/{}.jpg": 1, "labels/x{}.jpg": 1}, False),  # pictures of labels, on bottles say
         ({"images/{}.jpg": 1, "cat/{}.jpg": 1}, False),
     ],

@@ -420,6 +420,18 @@ def test_outputs_that_can_be_neither_probabilities_nor_logits_are_refused(make, 
         build_wider(model, find_head(model), 4, softmax=False, again=None, replaces=replaces)
 
 
+def test_tiny_features_of_an_untrained_network_refuse_no_head():
+    """The wider model is measured before it has the weights: a deep one then gives its head nearly nothing."""
+    inputs = keras.Input((SIDE, SIDE, 3))
+    small = keras.initializers.RandomNormal(stddev=1e-6, seed=0)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, kernel_initializer=small)(inputs))
+    for last in (layers.Dense(1, "sigmoid"), layers.Dense(1)):
+        model = keras.Model(inputs, last(x))
+        build_wider(model, find_head(model), 3, softmax=last.activation is keras.activations.sigmoid, again=None)
+        scaled = through(keras.Model(inputs, layers.Dense(1)(x)), lambda value: value * 0.5)
+        build_wider(scaled, find_head(scaled), 3, softmax=False, again=None)
+
+
 @pytest.mark.parametrize(
     ("behind", "kept"),
     [

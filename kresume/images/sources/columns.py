@@ -34,9 +34,9 @@ SPLIT_COLUMNS = {"split", "splits", "datasplit", "subset", "partition", "set", "
 """Names, spelled likewise, of columns that hold splits in other programs' lists; only `split` is used."""
 ONE_SPLIT = {
     each
-    for name in ("train", "training", "val", "valid", "validation", "test", "testing")
+    for name in ("train", "training", "val", "validation", "test", "testing", "holdout")
     for each in (name, f"is{name}")
-} | {"holdout", "isholdout"}
+} | {"isvalid"}
 """Names, spelled likewise, of columns that mark the images of one split, such as fastai's `is_valid`."""
 SIDES = {**SPLITS, "publictest": "test", "privatetest": "test"}
 """Values of columns of splits, in lower case; Kaggle scores two parts of the images to test on."""
@@ -199,7 +199,7 @@ class OtherSplits:
             ImagesError: one is.
         """
         for name, values in self._values.items():
-            if values and values <= MARKS and len(values) > 1:
+            if values and values <= MARKS and len({value in {"1", "1.0", "true"} for value in values}) > 1:
                 raise ImagesError(
                     f"{given}: the column {str(name)!r} marks the images of one split, but only a column named split is used: "
                     "write train, val or test into one, or leave it out"

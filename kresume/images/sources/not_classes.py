@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from kresume.errors import ImagesError
-from kresume.images.sources.names import CONTAINERS, SPLITS, may_be_picture
+from kresume.images.sources.names import CONTAINERS, PICTURES, SPLITS, ending, may_be_picture
 from kresume.images.sources.trees import Tree
 from kresume.spelling import option
 
@@ -85,11 +85,21 @@ def refuse_annotations(tree: Tree, found: Sequence[Labelled], given: str) -> Non
     stems, others = _stems(tree, of_pictures[0].path), _stems(tree, of_notes[0].path)
     if others and 2 * len(stems & others) < len(others):
         return
+    if all(stem.isdecimal() for stem in others) and _has_pictures(tree, of_notes[0].path):
+        return  # pictures of either class may be numbered alike
     names = " and ".join(f"{folder.label}/" for folder in (of_pictures[0], of_notes[0]))
     raise ImagesError(
         f"{given} holds {names}, the parts of a data set for detection or segmentation, and no classes: kresume trains one "
         "label per image. Expected one folder of images per class, or a list with the columns path and label"
     )
+
+
+def _has_pictures(tree: Tree, path: str) -> bool:
+    """Returns True if a folder, or the first one inside it that has files, holds pictures."""
+    folders, files = tree.entries(path)
+    if files or not folders:
+        return any(ending(entry.name) in PICTURES for entry in files)
+    return _has_pictures(tree, folders[0].path)
 
 
 def _stems(tree: Tree, path: str) -> set[str]:

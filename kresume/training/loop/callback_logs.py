@@ -129,8 +129,9 @@ class CallbackLogs:
         """
         others = [length for owner, length in _begun.get(str(callback.filename), []) if owner != self._owner]
         length = min((length for length in others if length >= start), default=len(content))
-        known, again = (_numbers(part, callback.sep) for part in (content[:start], content[length:]))
-        return content[:length] if known[len(known) - len(again) :] == again else content
+        known, again = (_rows(part, callback.sep) for part in (content[:start], content[length:]))
+        # Fits of other folders, folds for example, log the same epochs: only equal values are those of the same training.
+        return content[:length] if again and known[-len(again) :] == again else content
 
     def _continue_board(self, callback: Any, saved: Mapping[str, int], processes: set[str]) -> None:
         import tensorflow as tf
@@ -185,11 +186,15 @@ def _lines_from(data: bytes, separator: str, epoch: int) -> int:
     return len(lines) if right else 0
 
 
+def _rows(data: bytes, separator: str) -> list[list[str]]:
+    """Returns the lines of a table, without its header."""
+    rows = list(csv.reader(data.decode("latin-1").splitlines(), delimiter=separator))
+    return rows[1:] if rows and rows[0][:1] == ["epoch"] else rows
+
+
 def _numbers(data: bytes, separator: str) -> list[str]:
     """Returns the epochs of the lines of a table, without its header."""
-    rows = csv.reader(data.decode("latin-1").splitlines(), delimiter=separator)
-    numbers = [next(iter(row), "") for row in rows]
-    return numbers[1:] if numbers[:1] == ["epoch"] else numbers
+    return [next(iter(row), "") for row in _rows(data, separator)]
 
 
 def _of_same_files(saved: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
