@@ -18,7 +18,7 @@ from kresume.checkpoints.input_shape import describe_input
 from kresume.checkpoints.layers import LayerRow, layer_table
 from kresume.checkpoints.layouts import names_of, natural
 from kresume.values.first_layers import of_architecture, pixels_of
-from kresume.values.state import TrainState
+from kresume.values.state import EARLIER_STEPS, TrainState, show_step
 
 FEW = 40
 
@@ -96,7 +96,7 @@ class Inspection:
         lines = [
             f"path        {self.path}",
             f"format      {self.format}, written by {self.writer or 'unknown'}{f' at {self.written}' if self.written else ''}",
-            f"step        {self._step()}",
+            f"step        {'unknown' if self.step is None else show_step(self.step, self.earlier_steps)}",
             f"optimizer   {optimizer if self.optimizer_variables else 'no state'}",
             f"rate        {rate}",
             f"model       {self.parameters:,} parameters, architecture {'included' if self.architecture else 'not included'}",
@@ -108,13 +108,6 @@ class Inspection:
         lines += [f"note        {text}" for text in self.notes]
         lines += [f"missing     {text}" for text in self.missing]
         return "\n".join(lines)
-
-    def _step(self) -> str:
-        if self.step is None:
-            return "unknown"
-        if not self.earlier_steps:
-            return f"{self.step:,}"
-        return f"{self.step - self.earlier_steps:,}, {self.step:,} with its parents"
 
     def _table(self) -> list[str]:
         """Formats one line per layer, or per array if the names identify no layers."""
@@ -158,7 +151,7 @@ def describe(state: TrainState) -> Inspection:
         architecture=state.architecture is not None,
         notes=(*state.records.get("notes", ()), *_models(state), *_outputs(state)),
         missing=tuple(_missing(state)),
-        earlier_steps=int(state.records.get("earlier_steps") or 0),
+        earlier_steps=int(state.records.get(EARLIER_STEPS) or 0),
     )
 
 

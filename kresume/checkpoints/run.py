@@ -17,7 +17,7 @@ from kresume.spelling import option
 from kresume.staging.fetch import here
 from kresume.storage.damage import interpreting
 from kresume.values.loss import Loss
-from kresume.values.state import SavedRate, TrainState
+from kresume.values.state import EARLIER_STEPS, SavedRate, TrainState
 
 
 def split(path: str) -> tuple[Path, str]:
@@ -116,7 +116,7 @@ def read(path: str) -> TrainState:
         written=record.finished or record.created,
         records={
             **state.records,
-            "earlier_steps": record.base_step,
+            EARLIER_STEPS: record.base_step,
             "paths": record.variables,
             "unreadable_runs": describe_unreadable(path),
         },

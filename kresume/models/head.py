@@ -31,9 +31,10 @@ AVERAGING = frozenset({"GlobalAveragePooling2D", "AveragePooling2D", "Mean"})
 LOUD = (1e4, 1e8, 1e12)
 """Factors of a head's weights under which its outputs show how far they reach; a deep network without training gives a head
 tiny features."""
-_BENDING = (keras.src.ops.nn.Sigmoid, keras.src.ops.nn.HardSigmoid, keras.src.ops.numpy.Tanh)
 FAR = 4.0
 """A class whose logit is larger by twice this can have 99.9 % of the probability."""
+BENDING = frozenset({keras.src.ops.nn.Sigmoid, keras.src.ops.nn.HardSigmoid, keras.src.ops.numpy.Tanh})
+"""Operations that are activations."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def _bent(operations: Sequence[Any]) -> list[Any]:
     return [
         each
         for each in operations
-        if getattr(each, "activation", None) not in {None, keras.activations.linear} or type(each) in _BENDING
+        if getattr(each, "activation", None) not in {None, keras.activations.linear} or type(each) in BENDING
     ]
 
 
@@ -236,11 +237,7 @@ def _in_place_of_one(operations: Sequence[Any], *, softmax: bool, replaces: bool
         raise ModelError(not_grown(found))
     if not (bent or softmax):
         return []
-    skipped = THROUGH | AVERAGING
-    last = next(
-        (each for each in operations[:-1] if type(each).__name__ not in skipped and not _is_linear(each)),
-        operations[-1],
-    )
+    last = next((each for each in operations[:-1] if not _passes(each)), operations[-1])
     straight = [(each, "activation", keras.activations.linear) for each in bent if hasattr(each, "activation")]
     if hasattr(last, "activation"):
         return [*(each for each in straight if each[0] is not last), (last, "activation", keras.activations.softmax)]
@@ -251,12 +248,14 @@ def _in_place_of_one(operations: Sequence[Any], *, softmax: bool, replaces: bool
 
 def _computes(operation: Any) -> bool:
     """Returns True for an operation behind a head that is no activation and changes values."""
-    known = hasattr(operation, "activation") or type(operation) in {*_BENDING, keras.src.ops.nn.Softmax}
-    return not known and type(operation).__name__ not in THROUGH | AVERAGING | {"Softmax"}
+    activates = hasattr(operation, "activation") or type(operation) in BENDING or type(operation).__name__ == "Softmax"
+    return not (activates or _passes(operation))
 
 
-def _is_linear(operation: Any) -> bool:
-    return isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear
+def _passes(operation: Any) -> bool:
+    """Returns True for an operation that keeps what outputs are: it changes no value, or averages them."""
+    linear = isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear
+    return linear or type(operation).__name__ in THROUGH | AVERAGING
 
 
 def _named(operation: Any) -> str:
@@ -283,28 +282,36 @@ def _check_reach(wider: keras.Model, head: Any) -> None:
     Raises:
         ModelError: they cannot; the message says between which values they stay.
     """
-    quiet = np.array(live_state.host_array(head.kernel.value))
     values = np.zeros((1, 1))
     for factor in LOUD:
-        loud = np.zeros_like(quiet)
-        loud[..., 0], loud[..., 1] = factor * quiet[..., 0], -factor * quiet[..., 0]
-        head.kernel.assign(loud)
-        measured = answers(wider)
-        head.kernel.assign(quiet)
-        if measured is None or not np.isfinite(measured).all():
-            return  # generated pictures show nothing
-        values = measured
-        lowest, highest = float(values.min()), float(values.max())
-        exclusive = lowest >= 0 and np.abs(values.sum(axis=1) - 1).max() < EXACT
-        if highest > 0.9 if exclusive else (lowest < -FAR and highest > FAR):
+        measured = _loud_answers(wider, head, factor)
+        if measured is None or _tell_apart(measured):
             return
+        values = measured
     if np.ptp(values) < EXACT:
-        return
+        return  # generated pictures show nothing
     raise ModelError(
-        f"the operations behind the layer {head.name} keep {values.shape[1]} outputs between {lowest:.3g} and {highest:.3g}, "
-        "as neither probabilities nor logits: build the model with an output per class and give it as "
+        f"the operations behind the layer {head.name} keep {values.shape[1]} outputs between {values.min():.3g} and "
+        f"{values.max():.3g}, as neither probabilities nor logits: build the model with an output per class and give it as "
         f"{option('model', 'FILE.py:FUNCTION')}"
     )
+
+
+def _loud_answers(wider: keras.Model, head: Any, factor: float) -> np.ndarray | None:
+    """Predicts generated pictures with large and opposite weights of two outputs; None if it cannot."""
+    quiet = np.array(live_state.host_array(head.kernel.value))
+    loud = np.zeros_like(quiet)
+    loud[..., 0], loud[..., 1] = factor * quiet[..., 0], -factor * quiet[..., 0]
+    head.kernel.assign(loud)
+    values = answers(wider)
+    head.kernel.assign(quiet)
+    return values if values is not None and np.isfinite(values).all() else None
+
+
+def _tell_apart(values: np.ndarray) -> bool:
+    """Returns True for probabilities of which one comes near 1, and for logits that reach far."""
+    exclusive = values.min() >= 0 and np.abs(values.sum(axis=1) - 1).max() < EXACT
+    return bool(values.max() > 0.9 if exclusive else (values.min() < -FAR and values.max() > FAR))
 
 
 def _rebuilt(model: keras.Model, config: Any) -> keras.Model:

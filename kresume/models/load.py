@@ -193,7 +193,7 @@ class Loaded:
         """Returns which weights an unfinished run gives; empty if it is finished."""
         if self.run is None or self.run.finished:
             return ""
-        step = int(self.state.step or 0) - self.run.record.base_step
+        step = self.state.own_step
         weights = "the parent's or initial weights" if step == 0 else f"the weights of step {step:,}"
         more = f"; {self.statistics}" if self.statistics else ""
         return f"{self.run.path} is not finished: its newest snapshot is used ({weights}){more}"

@@ -52,6 +52,8 @@ class GraphNode:
     slots: Mapping[tuple[int, str], int] = field(default_factory=dict)
 
 
+EARLIER_STEPS = "earlier_steps"
+"""The record of a run's state that says how many of its steps its parents did."""
 UNDECAYED = "exclude_from_weight_decay"
 """The setting of an optimizer that says what it leaves out of weight decay; Keras's files do not hold it."""
 
@@ -128,3 +130,18 @@ class TrainState:
     writer: str = ""
     written: str = ""
     records: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def own_step(self) -> int:
+        """Returns the step within the run, by which its snapshots are named; without a run the only one."""
+        return int(self.step or 0) - int(self.records.get(EARLIER_STEPS) or 0)
+
+
+def show_step(step: int, earlier: int) -> str:
+    """Formats a step: `"43, 128 with its parents"`.
+
+    Args:
+        step: number of optimizer updates.
+        earlier: how many of them are those of a run's parents.
+    """
+    return f"{step - earlier:,}, {step:,} with its parents" if earlier else f"{step:,}"

@@ -418,7 +418,7 @@ class Drawn(keras.callbacks.Callback):
 @pytest.mark.parametrize("kill", [4, 5])
 @pytest.mark.parametrize(("with_data", "freq"), [(True, 1), (False, 2), (False, "epoch")])
 def test_draws_from_the_global_generators_go_on(tmp_path, with_data, freq, kill):
-    """What callbacks draw from Python's and numpy's generators after a kill is what they would have drawn."""
+    """Callbacks draw the same numbers from Python's and numpy's generators after a kill as without one."""
 
     def fit(name, kill=None):
         data, model, drawn = kresume.resumable(numbers, STEPS), build(), Drawn()

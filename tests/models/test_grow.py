@@ -442,7 +442,7 @@ def test_tiny_features_of_an_untrained_network_refuse_no_head():
     ],
 )
 def test_a_single_logit_grows_where_two_answer_as_it_does(behind, kept):
-    """What an operation behind the head makes of a pair of outputs is measured."""
+    """Measures whether two outputs answer as one did, whatever operation is behind the head."""
     model = trained(bent(None, behind))
     head = find_head(model)
     chances = [Head(task, from_logits=True).probabilities for task in (BINARY, SINGLE_LABEL)]

@@ -19,7 +19,7 @@ from kresume.spelling import option
 ANNOTATIONS = frozenset(
     {"label", "labels", "annotation", "annotations", "ann", "mask", "masks", "box", "boxes", "segmentation", "segmentations"}
 )  # fmt: skip
-"""Names of a folder that says of each picture what is where in it."""
+"""Names of a folder of annotations: what is where in each picture."""
 MOST_NAMED = 3
 WAYS = {
     "val": f"move it out of there and give it with {option('val')}",
@@ -68,7 +68,7 @@ def refuse_classes_inside(tree: Tree, folders: Sequence[Any], given: str) -> Non
 
 
 def refuse_annotations(tree: Tree, found: Sequence[Labelled], given: str) -> None:
-    """Raises if the class folders are pictures and what is said of each, in files of the same names.
+    """Raises if one folder holds pictures and another an annotation of each, under the same names.
 
     Args:
         tree: holds them.
@@ -82,10 +82,11 @@ def refuse_annotations(tree: Tree, found: Sequence[Labelled], given: str) -> Non
     of_notes = [folder for folder in found if folder.label.lower() in ANNOTATIONS]
     if not of_pictures or not of_notes or len(of_pictures) + len(of_notes) < len(found):
         return
-    stems, others = _stems(tree, of_pictures[0].path), _stems(tree, of_notes[0].path)
+    pictures, notes = _first_files(tree, of_pictures[0].path), _first_files(tree, of_notes[0].path)
+    stems, others = ({name.rpartition(".")[0] or name for name in names} for names in (pictures, notes))
     if others and 2 * len(stems & others) < len(others):
         return
-    if all(stem.isdecimal() for stem in others) and _has_pictures(tree, of_notes[0].path):
+    if all(stem.isdecimal() for stem in others) and any(ending(name) in PICTURES for name in notes):
         return  # pictures of either class may be numbered alike
     names = " and ".join(f"{folder.label}/" for folder in (of_pictures[0], of_notes[0]))
     raise ImagesError(
@@ -94,17 +95,7 @@ def refuse_annotations(tree: Tree, found: Sequence[Labelled], given: str) -> Non
     )
 
 
-def _has_pictures(tree: Tree, path: str) -> bool:
-    """Returns True if a folder, or the first one inside it that has files, holds pictures."""
+def _first_files(tree: Tree, path: str) -> list[str]:
+    """Returns the names of the files in a folder, or in the first one inside it that has files."""
     folders, files = tree.entries(path)
-    if files or not folders:
-        return any(ending(entry.name) in PICTURES for entry in files)
-    return _has_pictures(tree, folders[0].path)
-
-
-def _stems(tree: Tree, path: str) -> set[str]:
-    """Returns the names, without endings, of the files in a folder or in the first inside it."""
-    folders, files = tree.entries(path)
-    if files or not folders:
-        return {entry.name.rpartition(".")[0] or entry.name for entry in files}
-    return _stems(tree, folders[0].path)
+    return [entry.name for entry in files] if files or not folders else _first_files(tree, folders[0].path)

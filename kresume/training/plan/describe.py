@@ -27,7 +27,7 @@ from kresume.training.start import Start
 from kresume.values.amount import Amount
 from kresume.values.freezing import Freezing
 from kresume.values.rate import RatePlan
-from kresume.values.state import SavedOptimizer
+from kresume.values.state import SavedOptimizer, show_step
 
 
 def describe(
@@ -124,16 +124,14 @@ def _describe_parent(start: Start, parent: Parent | None) -> str:
     """Returns the path, the format and the step of the parent; empty without one."""
     if parent is None:
         return ""
-    own = (parent.state.step or 0) - (parent.run.record.base_step if parent.run is not None else 0)
-    step = "" if parent.state.step is None else f", step {own:,}"
-    if parent.state.step not in {None, own}:
-        step += f", {parent.state.step:,} with its parents"
-    kind = parent.state.format
+    state = parent.state
+    step = "" if state.step is None else f", step {show_step(state.step, state.step - state.own_step)}"
+    kind = state.format
     if parent.run is not None:
         # A killed run still says that it is running.
         kind = f"run, {parent.run.status if parent.run.finished else 'unfinished'}"
         scored = [] if parent.run.finished else runs.read_metrics(parent.run.metrics)
-        if scored and scored[-1]["step"] > own:
+        if scored and scored[-1]["step"] > state.own_step:
             step += f"; it had trained to step {scored[-1]['step']:,}"
     return f"{named(str(start.config.from_))} ({kind}{step})"
 

@@ -156,7 +156,7 @@ def describe_noise(manifest: Manifest, generation: int) -> str:
     parts = []
     for name, images in (("old", len(rows) - new), ("new", new)):
         least, usual = _noise(images)
-        limits = f"{least:.{_digits(least)}f} and {_points(usual)}" if usual > least else _points(least)
+        limits = _points(least, usual) if usual > least else _points(least)
         parts.append(f"{name} {images:,}: {limits if images >= FEWEST else 'any difference'}")
     return f"{words} ({'; '.join(parts)})"
 
@@ -171,9 +171,6 @@ def _noise(images: int) -> tuple[float, float]:
     return least, max(least, NOISE / images**0.5)
 
 
-def _points(points: float) -> str:
-    return f"{points:.{_digits(points)}f} points"
-
-
-def _digits(points: float) -> int:
-    return 0 if points >= 10 else 1
+def _points(*points: float) -> str:
+    """Formats points: `"4.3 and 15 points"`."""
+    return f"{' and '.join(f'{each:.0f}' if each >= 10 else f'{each:.1f}' for each in points)} points"
