@@ -1,4 +1,8 @@
-"""Describes what equal bytes depend on: versions, backend, devices, processor, threads."""
+"""Describes what equal bytes depend on: versions, backend, devices, processor, threads.
+
+A cloud gives machines of several generations one name, such as `Intel(R) Xeon(R) CPU @ 2.20GHz`, so the processor's family,
+model and instruction sets are recorded beside it: libraries choose their kernels by them, and sum in another order.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,29 +21,44 @@ from kresume.version import __version__
 
 PACKAGES = ("kresume", "keras", "tensorflow", "jax", "jaxlib", "numpy")
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
+COMPUTES = re.compile(r"(sse|ssse|avx|fma|f16c|amx|bmi|asimd|neon|sve|sme(?!p)|fphp|bf16|i8mm)\w*")
+"""Names of instruction sets, in Linux, that numeric libraries choose their kernels by."""
+NUMBERS = {"cpu family": "family", "model": "model", "CPU part": "part"}
+"""Fields of `/proc/cpuinfo` that tell generations of processors apart, and what they are called here."""
+KIND = "cpu_kind"
+MOST_NAMED = 4
+"""Instruction sets that a difference names."""
 
 
 def cpu_model() -> str:
     """Returns the name of this machine's processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
 
 
 def cpu_features() -> str:
-    """Returns the instruction sets of this machine's processor as Linux lists them; empty elsewhere.
+    """Returns the features of this machine's processor as Linux lists them; empty elsewhere."""
+    facts = _cpu_facts()
+    return facts.get("flags") or facts.get("Features", "")
 
-    Cloud machines of several generations have the same name.
+
+def cpu_kind() -> str:
+    """Returns the generation and the instruction sets of this machine's processor.
+
+    For example `"family-6 model-85 avx avx2 fma"`; empty where Linux does not tell them.
     """
+    facts = _cpu_facts()
+    generation = [f"{name}-{facts[field]}" for field, name in NUMBERS.items() if field in facts]
+    return " ".join([*generation, *sorted(each for each in cpu_features().split() if COMPUTES.fullmatch(each))])
+
+
+def _cpu_facts() -> dict[str, str]:
+    """Returns what Linux tells of the first processor; empty elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(("flags", "Features"))), "")
+        return {}
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def thread_count() -> int:
@@ -92,7 +112,8 @@ def source_digest() -> str:
 
 @cache
 def _fixed_fingerprint() -> dict[str, Any]:
-    return {"python": platform.python_version(), "packages": package_versions(), "cpu": cpu_model()}
+    versions = {"python": platform.python_version(), "packages": package_versions(), "cpu": cpu_model()}
+    return {**versions, **({KIND: cpu_kind()} if cpu_kind() else {})}
 
 
 def fingerprint() -> dict[str, Any]:
@@ -117,7 +138,24 @@ def fingerprint() -> dict[str, Any]:
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Lists what differs between two fingerprints, such as `"backend tensorflow -> jax"`."""
     flat = [{"processes": 1, **fingerprint, **fingerprint.get("packages", {})} for fingerprint in (before, after)]
-    names = sorted({*flat[0], *flat[1]} - {"packages"})
-    return [
+    names = sorted({*flat[0], *flat[1]} - {"packages", KIND})
+    found = [
         f"{name} {flat[0].get(name)} -> {flat[1].get(name)}" for name in names if flat[0].get(name) != flat[1].get(name)
     ]
+    return [*found, *filter(None, [_another_kind(before.get(KIND), after.get(KIND))])]
+
+
+def _another_kind(before: str | None, after: str | None) -> str:
+    """Describes what differs between two kinds of processors; empty if nothing, or if one was not recorded."""
+    if before is None or after is None or before == after:
+        return ""
+    was, now = before.split(), after.split()
+    parts = [
+        f"{word} {', '.join(names[:MOST_NAMED])}{f' and {len(names) - MOST_NAMED} more' if len(names) > MOST_NAMED else ''}"
+        for word, names in (
+            ("without", [name for name in was if name not in now]),
+            ("with", [name for name in now if name not in was]),
+        )
+        if names
+    ]
+    return f"another kind of processor, {' and '.join(parts)}"

@@ -121,10 +121,15 @@ def returned(newcomers: list[Row], beside: pa.Table) -> tuple[list[Row], list[Ro
 
     given = pa.array([row["sha256"] for row in newcomers], pa.string())
     here = compute.is_in(beside.column("sha256"), given)
-    kept = ["origin", "side", "seen", WAS]
-    facts = beside.filter(here).select(["sha256", "origin", "side", "seen", "path"]).to_pydict().values()
-    known = {sha: dict(zip(kept, row, strict=True)) for sha, *row in zip(*facts, strict=True)}
-    back = [row | known[row["sha256"]] for row in newcomers if row["sha256"] in known]
+    kept = ["origin", "side", "seen", "replaced", WAS]
+    names = ["sha256", "label", "origin", "side", "seen", "replaced", "path"]
+    facts = beside.filter(here).select(names).to_pydict().values()
+    known = {sha: (label, dict(zip(kept, row, strict=True))) for sha, label, *row in zip(*facts, strict=True)}
+    back = []
+    for row in newcomers:
+        if row["sha256"] in known:
+            label, facts_of = known[row["sha256"]]
+            back.append(row | facts_of | ({} if row["label"] == label else {"replaced": label}))
     fresh = [row for row in newcomers if row["sha256"] not in known]
     return back, fresh, beside.filter(compute.invert(here))
 

@@ -156,6 +156,7 @@ class Manifest:
         import pyarrow.compute as compute
 
         table = self.table.select(schema().names)
+        added = completed(added)
         if removed:
             gone = compute.is_in(table.column("sha256"), pa.array(sorted(removed), pa.string()))
             table = table.filter(compute.invert(gone))
@@ -183,9 +184,7 @@ class Manifest:
         import pyarrow as pa
         import pyarrow.compute as compute
 
-        for field in schema():
-            if field.name not in table.column_names:
-                table = table.append_column(field, pa.repeat(pa.scalar(DEFAULTS[field.name], field.type), len(table)))
+        table = completed(table)
         indices = compute.index_in(table.column("label"), pa.array(list(classes), pa.string()))
         if indices.null_count:  # as a whole number it would be the index of another class, or of none
             raise ImagesError(f"the manifest has {indices.null_count:,} rows whose label is none of its classes")
@@ -198,6 +197,16 @@ class Manifest:
             compute.fill_null(compute.equal(table.column("side"), VAL), False).to_numpy().astype(bool),
             table.column("seen").to_numpy().astype(bool),
         )
+
+
+def completed(table: pa.Table) -> pa.Table:
+    """Adds the columns that an earlier version did not write."""
+    import pyarrow as pa
+
+    for field in schema():
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.repeat(pa.scalar(DEFAULTS[field.name], field.type), len(table)))
+    return table
 
 
 def ordered(table: pa.Table) -> pa.Table:
@@ -317,6 +326,7 @@ DEFAULTS: dict[str, Any] = {
     "extra": "",
     "thumb": b"",
     "seen": False,
+    "replaced": "",
 }
 """Values of columns that an earlier version did not write."""
 
@@ -346,5 +356,6 @@ def schema() -> pa.Schema:
             ("extra", pa.string()),
             ("thumb", pa.binary()),
             ("seen", pa.bool_()),
+            ("replaced", pa.string()),
         ]
     )

@@ -23,7 +23,7 @@ import numpy as np
 from kresume.images.away import describe_back, returned, rows_beside
 from kresume.images.both_sides import Recorded, describe_both, given_for_both
 from kresume.images.conflicts import Given, Labels, OnConflict, decide_labels
-from kresume.images.manifest import LOCATION, TRAIN, VAL, Manifest, ordered, schema
+from kresume.images.manifest import LOCATION, TRAIN, VAL, Manifest, hashes, ordered, schema
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sources.found import Found
 from kresume.images.splits import Leak, Row, decide_splits
@@ -137,8 +137,9 @@ def merge(
     given, dropped = _without(given, drop)
     shas = np.array([image.facts.sha256 for image in given.images], "S64")
     unique, first, inverse, counts = np.unique(shas, return_index=True, return_inverse=True, return_counts=True)
-    rows = _rows_of(parent, unique)
-    labels = decide_labels(parent, given, inverse, rows, on_conflict)
+    rows = _rows_of(parent.sha256s if parent is not None else None, unique)
+    tables = _recorded(parent, ever)
+    labels = decide_labels(tables, given, inverse, (rows, _rows_of(hashes(tables[1]), unique)), on_conflict)
     left_out = labels.left_out
     by_content, ends = np.argsort(inverse, kind="stable"), np.cumsum(counts)
     newcomers = [
@@ -157,7 +158,6 @@ def merge(
     known_classes = set(classes)
     unknown = Counter(row["label"] for row in newcomers if row["label"] not in known_classes)
     newcomers = [row for row in newcomers if row["label"] in known_classes]
-    notes: list[str] = []
     if remembered is not None:
         remembered, lost = _of_classes(remembered, classes)
         unknown.update(lost)
@@ -165,7 +165,7 @@ def merge(
     kept = rows_beside(beside, None, drop)
     back, fresh, elsewhere = returned(newcomers, kept)
     splits = decide_splits(fresh, _with(remembered, back), val_split, away=elsewhere, fills=fills)
-    notes += [*describe_back(back), *splits.notes]
+    notes = [*describe_back(back), *splits.notes]
     joined = [*back, *(row for row in fresh if row["side"] is not None)]
     table = _joined(remembered, joined)
     both = given_for_both(given, inverse, Recorded.of(parent, rows, unique, back), left_out)
@@ -193,6 +193,12 @@ def merge(
         back=sum(row["side"] != VAL for row in back),
     )
     return Merge(merged, facts, elsewhere)
+
+
+def _recorded(parent: Manifest | None, ever: Manifest | None) -> tuple[pa.Table | None, pa.Table]:
+    """Returns the parent's rows, and those of the images that only earlier generations have."""
+    table = parent.table if parent is not None else None
+    return table, rows_beside(ever.table if ever is not None else None, table)
 
 
 def _describe_known(given: Given, inverse: np.ndarray, rows: np.ndarray, parent: Manifest, labels: Labels) -> list[str]:
@@ -258,14 +264,14 @@ def _without(given: Given, drop: Collection[str]) -> tuple[Given, set[str]]:
     return Given([given.images[index] for index in kept], given.roles[kept]), dropped
 
 
-def _rows_of(parent: Manifest | None, unique: np.ndarray) -> np.ndarray:
-    """Returns the index of the parent's row of each content, -1 for none."""
-    if parent is None or not len(parent) or not len(unique):
+def _rows_of(sha256s: np.ndarray | None, unique: np.ndarray) -> np.ndarray:
+    """Returns the index of the recorded row of each content, -1 for none."""
+    if sha256s is None or not len(sha256s) or not len(unique):
         return np.full(len(unique), -1, np.int64)
-    order = np.argsort(parent.sha256s, kind="stable")
-    rank = np.searchsorted(parent.sha256s, unique, sorter=order)
+    order = np.argsort(sha256s, kind="stable")
+    rank = np.searchsorted(sha256s, unique, sorter=order)
     row = order[np.minimum(rank, len(order) - 1)]
-    return np.where(parent.sha256s[row] == unique, row, -1)
+    return np.where(sha256s[row] == unique, row, -1)
 
 
 def _row(
@@ -301,6 +307,7 @@ def _row(
         "extra": found.extra,
         "thumb": facts.thumb,
         "seen": bool(seen and any(split != VAL for split in of_data)),
+        "replaced": "",
     }
 
 
@@ -349,6 +356,9 @@ def _remembered(
             table = _replaced(table, name, column.take(todays))
         fresh = [labels.by_content.get(int(content)) for content in known]
         if any(fresh):
+            before = table.column("label").take(pa.array(rows[known])).to_pylist()
+            replaced = [old if new and new != old else None for old, new in zip(before, fresh, strict=True)]
+            table = _replaced(table, "replaced", pa.array(replaced, pa.string()).take(todays))
             table = _replaced(table, "label", pa.array(fresh, pa.string()).take(todays))
     return (table if keep.all() else table.filter(pa.array(keep))), forgotten
 

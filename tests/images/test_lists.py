@@ -248,6 +248,7 @@ def test_names_in_another_case_or_unicode_form_are_found(tmp_path, quiet, form):
     listing = list_images([path], quiet)
     assert [os.path.basename(each.path) for each in listing.files] == [spelled("üx.png"), "twin.png"]
     assert [os.path.basename(each.path) for each in listing.quarantine] == ["TWIN.png"]
+    assert [note for note in listing.notes if "1 listed file is spelled otherwise on disk; the first is" in note]
 
 
 @pytest.mark.one_backend
@@ -263,6 +264,20 @@ def test_a_missing_file_is_not_the_one_that_another_row_names(tmp_path, quiet):
     (tmp_path / "a.csv").write_text("path,label\nA.png,dog\na.png,dog\n")
     listing = list_images([tmp_path / "a.csv"], quiet)
     assert (len(listing.files), listing.quarantine) == (1, ())
+    (tmp_path / "a.csv").write_text("path,label\nA.png,cat\n")
+    listing = list_images([tmp_path / "a.csv"], quiet)
+    assert f"{tmp_path}/a.png (listed as {tmp_path}/A.png)" in "".join(listing.notes)
+
+
+@pytest.mark.one_backend
+def test_a_sharp_s_is_no_other_spelling(tmp_path, quiet):
+    """Two names that a search without regard to case would take for one are two."""
+    write_pictures(tmp_path, 2, 0, ("x",))
+    os.rename(tmp_path / "x" / "0.png", tmp_path / "strasse.png")
+    os.rename(tmp_path / "x" / "1.png", tmp_path / "b.png")
+    (tmp_path / "a.csv").write_text("path,label\nStraße.png,cat\nb.png,dog\n")
+    listing = list_images([tmp_path / "a.csv"], quiet)
+    assert ([each.label for each in listing.files], len(listing.quarantine)) == (["dog"], 1)
 
 
 @pytest.mark.one_backend

@@ -15,8 +15,9 @@ from PIL import Image
 import kresume
 from kresume.errors import UsageError
 from kresume.images import corrections, keras_split, merging, near
+from kresume.images.away import recorded_ever
 from kresume.images.cache import Cache
-from kresume.images.manifest import TRAIN, VAL
+from kresume.images.manifest import TRAIN, VAL, Manifest
 from kresume.images.near import near_pairs
 from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
@@ -109,8 +110,62 @@ def test_a_folder_that_is_given_every_week_does_not_undo_a_correction(tmp_path, 
     result = merged(quiet, second, add=source, generation=2, on_conflict=policy)
     labels = [row["label"] for row in result.manifest.table.to_pylist() if "1001.png" in row["path"] + row["member"]]
     assert labels == ["b" if kind == "list" and (moved or policy == "quarantine") else label]
-    told = [note for note in result.facts.notes if "keeps the label that corrected its folder before" in note]
+    told = [note for note in result.facts.notes if "keeps the label that corrected its source before" in note]
     assert len(told) == (policy != "new" and kind != "list")
+
+
+@pytest.mark.parametrize("grows", [False, True])
+@pytest.mark.parametrize(
+    ("role", "policy", "label"),
+    [("data", "quarantine", "a"), ("data", "old", "a"), ("data", "new", "b"), ("add", "quarantine", "b")],
+)
+@pytest.mark.one_backend
+def test_an_old_list_that_is_given_again_does_not_undo_a_correction(tmp_path, quiet, role, policy, label, grows):
+    """`--data` is old: what it said before the correction says nothing new. `--add` is new, and corrects once more."""
+    write_pictures(tmp_path, 3, 0, AB)
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    old, fix = tmp_path / "old.csv", tmp_path / "fix.csv"
+    head, rows = "path,label\n", [f"{name},{name[0]}\n" for name in names]
+    old.write_text(head + "".join(rows[1 if grows else 0 :]))
+    fix.write_text(f"{head}{names[-1]},a\n")
+    first = merged(quiet, data=old).manifest
+    second = merged(quiet, first, data=old, add=fix, generation=1)
+    assert [each[1:] for each in second.facts.relabels] == [("b", "a")]  # the old list beside it says nothing new
+    old.write_text(head + "".join(rows))
+    third = merged(quiet, second.manifest, **{role: old}, generation=2, on_conflict=policy)
+    labels = {os.path.relpath(row["path"], tmp_path): row["label"] for row in third.manifest.table.to_pylist()}
+    assert labels[names[-1]] == label
+    told = "1 image keeps the label that corrected its source before; the first is "
+    told += f"{tmp_path / names[-1]} (a; its source still says b)"
+    assert any(note.startswith(told) for note in third.facts.notes) == (label == "a")
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "list"])
+@pytest.mark.one_backend
+def test_a_corrected_image_that_was_away_comes_back_with_its_label(tmp_path, quiet, kind, corrected):
+    """For a generation it was not given; what corrected it holds, and a label that nobody corrected is told."""
+    write_pictures(tmp_path / "week", 2, 0, AB)
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    full, rest = tmp_path / "full.csv", tmp_path / "rest.csv"
+    rows = [f"{name},{name.split('/')[1]}\n" for name in names]
+    full.write_text("path,label\n" + "".join(rows))
+    rest.write_text("path,label\n" + "".join(rows[:-1]))
+    source = tmp_path / "week" if kind == "folder" else full
+    first = merged(quiet, data=source).manifest
+    (tmp_path / "fix.csv").write_text(f"path,label\n{names[-1]},a\n")
+    second = merged(quiet, first, data=source, add=tmp_path / "fix.csv", generation=1).manifest if corrected else first
+    third = merged(quiet, second, data=rest, generation=2, ever=second)
+    assert (len(third.manifest), len(third.away)) == (3, 1)
+    if not corrected:
+        full.write_text(full.read_text().replace(rows[-1], f"{names[-1]},a\n"))
+        source = full
+    ever = recorded_ever(third.manifest, Manifest.from_table(third.away, AB))
+    fourth = merged(quiet, third.manifest, data=source, generation=3, ever=ever)
+    row = next(row for row in fourth.manifest.table.to_pylist() if row["path"].endswith(names[-1]))
+    assert (row["label"], row["replaced"]) == ("a", "b")
+    assert [each[1:] for each in fourth.facts.relabels] == ([] if corrected else [("b", "a")])
+    assert any("keeps the label that corrected its source" in note for note in fourth.facts.notes) == corrected
 
 
 @pytest.mark.parametrize("stays", [False, True])

@@ -247,3 +247,43 @@ def test_other_kernels_are_another_machine(monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     expected = ["onednn None -> off"] if keras.config.backend() == "tensorflow" else []
     assert fingerprint.differences(before, fingerprint.fingerprint()) == expected
+
+
+NAME = "Intel(R) Xeon(R) CPU @ 2.20GHz"
+INTEL = f"processor\t: 0\ncpu family\t: 6\nmodel\t\t: {{}}\nmodel name\t: {NAME}\nflags\t\t: fpu smep {{}}\n\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd {}\nCPU part\t: {}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (INTEL.format(85, "avx2 avx512f"), INTEL.format(85, "avx2 avx512f md_clear"), []),
+        (
+            INTEL.format(85, "avx2 avx512f"),
+            INTEL.format(79, "avx2"),
+            ["another kind of processor, without model-85, avx512f and with model-79"],
+        ),
+        (
+            INTEL.format(79, "avx2"),
+            INTEL.format(79, "avx2 avx512f avx512bw avx512cd avx512dq avx512vl"),
+            ["another kind of processor, with avx512bw, avx512cd, avx512dq, avx512f and 1 more"],
+        ),
+        (
+            ARM.format("fphp", "0xd0c"),
+            ARM.format("fphp sve2", "0xd4f"),
+            ["another kind of processor, without part-0xd0c and with part-0xd4f, sve2"],
+        ),
+        ("", INTEL.format(79, "avx2"), []),  # recorded where it is not known, or by an earlier version
+    ],
+)
+@pytest.mark.one_backend
+def test_processors_of_one_name_are_told_apart(monkeypatch, before, after, told):
+    """Clouds give one name to several generations, whose last digits differ."""
+    prints = []
+    for text in (before, after):
+        monkeypatch.setattr(fingerprint.Path, "read_text", lambda *_, text=text, **__: text)
+        fingerprint._fixed_fingerprint.cache_clear()
+        prints.append({**fingerprint._fixed_fingerprint(), "cpu": "the same"})
+    monkeypatch.undo()
+    fingerprint._fixed_fingerprint.cache_clear()
+    assert fingerprint.differences(*prints) == told

@@ -121,13 +121,13 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
         found.append(Found(full, label, source.given, facts.st_size, facts.st_mtime_ns, split, extra=text))
         advance(1)
     others.check(source.given)
-    found = _without_others(found, respelled, gone, source.given)
+    found, spelled = _without_others(found, respelled, gone, source.given)
     if not found:
         raise _nothing(source, folder, gone, counts, read_as)
     notes = [f"{source.given}: {read_as}"] if read_as else []
     labels = sorted({each.label for each in found})
     told = second.describe(labels, columns["label"]) if source.labelled else []
-    notes += [f"{source.given}: {note}" for note in (*_left_out(counts), *_doubtful(found), *told)]
+    notes += [f"{source.given}: {note}" for note in (*_left_out(counts), *spelled, *_doubtful(found), *told)]
     if gone:
         notes.append(f"{source.given}: {len(gone):,} listed files do not exist; the first is {gone[0].path}")
     return Listing(tuple(found), tuple(notes), tuple(labels), tuple(gone), moved=frozenset(moved))
@@ -135,7 +135,7 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
 
 def _without_others(
     found: list[Found], respelled: Mapping[int, str], gone: list[Quarantined], given: str
-) -> list[Found]:
+) -> tuple[list[Found], list[str]]:
     """Leaves out files found under another spelling that another row names, with another label.
 
     Args:
@@ -143,9 +143,12 @@ def _without_others(
         respelled: the listed paths of those that are spelled otherwise, by index.
         gone: takes the rows that are left out.
         given: the list.
+
+    Returns:
+        `(files, notes)`: the files that are left, and what to say of those that are spelled otherwise.
     """
     if not respelled:
-        return found
+        return found, []
     exact = {each.path: each.label for index, each in enumerate(found) if index not in respelled}
     taken = {index for index in respelled if exact.get(found[index].path, found[index].label) != found[index].label}
     gone += [
@@ -156,7 +159,12 @@ def _without_others(
         )
         for index in sorted(taken)
     ]
-    return [each for index, each in enumerate(found) if index not in taken]
+    notes = []
+    if used := [index for index in respelled if index not in taken]:
+        listed, there = respelled[used[0]], found[used[0]].path
+        many = counted(len(used), "listed file", "is", "are")
+        notes = [f"{many} spelled otherwise on disk; the first is {there} (listed as {listed})"]
+    return [each for index, each in enumerate(found) if index not in taken], notes
 
 
 def _left_out(counts: Mapping[str, int]) -> list[str]:

@@ -81,4 +81,4 @@ def _names_in(folder: str) -> dict[str, str | None]:
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    return unicodedata.normalize("NFC", name).lower()  # `casefold` would equate Straße and Strasse
