@@ -146,7 +146,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
 
 
 def _another_kind(before: str | None, after: str | None) -> str:
-    """Describes what differs between two kinds of processors; empty if nothing, or if one was not recorded."""
+    """Describes how two kinds of processors differ; empty if they do not, or one is unknown."""
     if before is None or after is None or before == after:
         return ""
     was, now = before.split(), after.split()
