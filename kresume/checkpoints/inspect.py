@@ -35,7 +35,7 @@ class Inspection:
         step: number of optimizer updates, None if unknown.
         optimizer: the optimizer's class, None if unnamed or absent.
         optimizer_variables: number of stored optimizer arrays.
-        rate: the learning rate: value, origin, the schedule's class.
+        rate: the learning rate: value (of a schedule: that at its start or peak), origin, the schedule's class.
         parameters: number of elements in all weights.
         layers: (name, ((role, shape), ...), parameters) in file order; empty if the names identify no layers.
         variables: (name, dtype, shape) of every array.
@@ -90,8 +90,10 @@ class Inspection:
     def __str__(self) -> str:
         rate = "unknown"
         if self.rate is not None:
-            schedule = f" {self.rate['schedule']}" if self.rate["schedule"] else ""
-            rate = f"{self.rate['value']:g} ({self.rate['origin']}{schedule})"
+            schedule = (
+                f", at the start or peak of its schedule {self.rate['schedule']}" if self.rate["schedule"] else ""
+            )
+            rate = f"{self.rate['value']:g}{schedule} ({self.rate['origin']})"
         optimizer = f"{self.optimizer or 'unnamed'}, {self.optimizer_variables} variables"
         lines = [
             f"path        {self.path}",

@@ -134,6 +134,7 @@ class Generation:
         sources: what `--add` and `--val` named, and `--data` for a run without a parent or without `--add`.
         train: images that train.
         validation: images that validate.
+        relabelled: images with another label than in the parent.
         new_classes: names of the classes that it added.
         changes: what differs from the parent; of a new model, or one of another program, what was given.
         scores: `{"before": {...}, "after": {...}}`, each with `all`, `old` and `new`; None if nothing was scored.
@@ -169,6 +170,7 @@ class Generation:
     sources: tuple[str, ...]
     train: int
     validation: int
+    relabelled: int
     new_classes: tuple[str, ...]
     changes: tuple[Change, ...]
     scores: Mapping[str, Mapping[str, Any] | None]
@@ -228,6 +230,7 @@ def read_generation(run: Run, start: Parent | None, parent: RunRecord | None) ->
         sources=_sources(record.given, first=record.parent is None),
         train=int(record.images.get("train", 0)),
         validation=int(record.images.get("validation", 0)),
+        relabelled=int(record.merged.get("relabels_count", 0)),
         new_classes=tuple(record.new_classes),
         changes=tuple(_changes(parent, record)),
         scores={"before": _subsets(record.before), "after": _subsets(after)},

@@ -227,6 +227,7 @@ def _images(run: Generation) -> str:
     added = f"+{run.added:,}{source}" if run.added else f"none new{source}"
     if run.start is None:
         added = f"all new{source}"
+    added += f", {run.relabelled:,} with a new label" if run.relabelled else ""
     return f"{run.images:,} ({added}); {run.train:,} train, {run.validation:,} validation; {run.classes} classes"
 
 

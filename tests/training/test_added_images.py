@@ -23,6 +23,7 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, ConfigMismatch, ImagesError, NothingNew, RunError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.images.manifest import Manifest
+from kresume.reports.page import curves
 from tests.helpers import forking
 from tests.helpers.pictures import CLASSES, write_pictures
 from tests.helpers.runs import (
@@ -714,6 +715,10 @@ def test_a_picture_that_moved_to_another_class_is_a_relabel_not_a_loss(tmp_path,
     table = Manifest.read(Path(child) / "images.parquet")
     assert len(table) == 24
     assert table.table.column("label").to_pylist().count("square") == 9
+    history = kresume.lineage(str(tmp_path))
+    assert [each.relabelled for each in history.generations] == [1, 0]
+    assert ", 1 with a new label); " in " ".join(str(history).replace("|", "").split())
+    assert [curves._brought(runs.open_run(path).record) for path in (first, child)] == [24, 0]
 
 
 @pytest.mark.one_backend(trains=True)

@@ -15,6 +15,7 @@ import numpy as np
 from kresume import runs
 from kresume.reports.page.source import Source
 from kresume.spelling import counted, in_percent
+from kresume.values.record import RunRecord
 
 MOST_ANCESTORS = 6
 """Generations that are drawn before the run."""
@@ -142,10 +143,16 @@ def _stretches(source: Source) -> tuple[Stretch, ...]:
             break
         start = end - len(lines)
         epochs = tuple(_epoch(line, start + line["epoch"]) for line in lines)
-        counts = run.record.images
-        found.insert(0, Stretch(run.path.name, start, epochs, counts.get("added") or counts.get("total", 0)))
+        found.insert(0, Stretch(run.path.name, start, epochs, _brought(run.record)))
         end = start
     return tuple(found)
+
+
+def _brought(record: RunRecord) -> int:
+    """Returns how many images came in with a run: all of them unless it has a run as parent."""
+    counts = record.images
+    extends = record.parent is not None and record.parent.format == "run"
+    return int(counts["added"] if extends and "added" in counts else counts.get("total", 0))
 
 
 def _origins(source: Source, stretches: Sequence[Stretch]) -> list[Mark]:
