@@ -43,7 +43,7 @@ def test_every_format_is_described_by_layer(path):
         assert len({row.name for row in found.layers}) == len(found.layers) >= 2
         assert not any(re.search(r"adam|momentum|velocit|optimizer|iteration", row.name) for row in found.layers)
     value = json.loads(json.dumps(found.as_dict()))
-    assert ("its schedule" in str(found)) == bool(value["rate"] and value["rate"]["schedule"])
+    assert ("peak of its schedule" in str(found)) == bool(value["rate"] and value["rate"]["schedule"])
     page = (ROOT / "docs" / "checkpoint-formats.md").read_text(encoding="utf-8").partition("inspect --json`")[2]
     rows = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
     assert set(re.findall(r"`(\w+)`", rows)) == set(value)
