@@ -30,6 +30,8 @@ TOP = 5
 """Classes that are kept of each image, the most probable ones."""
 NO_CLASS = -1
 """Stands for a class that is not among `classes`: another model may choose one."""
+FEWEST = 20
+"""Images from which on it is told that all of them get one class."""
 PART = 4096
 """Images whose classes are sorted at once: a copy of their probabilities is held in memory."""
 
@@ -71,6 +73,13 @@ class Answers:
     def right(self) -> np.ndarray:
         """Returns which answers are right, `(n,) bool`."""
         return np.asarray(self.chosen == self.labels)
+
+    def describe_sameness(self) -> str:
+        """Says that all images get one class, as a model does that learns nothing; empty if they do not."""
+        if len(self) < FEWEST or len(np.unique(self.labels)) < 2 or len(np.unique(self.chosen)) > 1:
+            return ""
+        name = self.classes[self.chosen[0]] if self.chosen[0] != NO_CLASS else "that none of them has"
+        return f"all {len(self):,} images get the class {name}, so the model tells none of them apart"
 
     def at(self, rows: np.ndarray) -> Answers:
         """Returns these rows, given as indices or as a mask."""

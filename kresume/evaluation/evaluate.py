@@ -316,7 +316,7 @@ class _Job:
                 "take an earlier checkpoint"
             )
         measured = measure(found, images.manifest, images.generation, self.metrics, self.reporter)
-        notes = [found.note, _trained_on(model, images.manifest)]
+        notes = [found.note, _trained_on(model, images.manifest), measured.answers.describe_sameness()]
         if found.lacks:
             notes.append(f"it does not have {join_classes(found.lacks)}, whose images count as wrong")
         if found.labels_alone and self.metrics:

@@ -18,6 +18,7 @@ from typing import Any
 
 from kresume import runs
 from kresume.errors import GateFailed
+from kresume.evaluation import answers
 from kresume.evaluation.forgetting import forgetting_of
 from kresume.evaluation.gates import Gates
 from kresume.evaluation.verdict import Pair, Verdict, in_words, judge_origins
@@ -52,6 +53,7 @@ class TrainResult:
         seen: validation images that the first checkpoint was probably trained on, so that it looks better there.
         unread: images that could not be read any more while it trained.
         dropped: images that `--drop` named in this run or before it.
+        alike: that all validation images get one class; empty if they do not.
     """
 
     run: str
@@ -74,6 +76,7 @@ class TrainResult:
     seen: int = 0
     unread: int = 0
     dropped: int = 0
+    alike: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -100,6 +103,7 @@ class TrainResult:
             ("after", describe_scores(self.after)),
             ("change", f"{in_words(self.verdicts)}{seen}" if self.verdicts else ""),
             ("forgot", self.forgot),
+            ("note", self.alike),
             (
                 "unread",
                 f"{counted(self.unread, 'image')} while it trained, named in events.jsonl" if self.unread else "",
@@ -136,6 +140,7 @@ def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
     if pair is not None:
         verdicts = judge_origins(pair.before, pair.after, pair.generation)
         forgot = str(forgetting_of(pair, run.record.new_classes))
+    found = pair.after if pair is not None else answers.read(run.answers("after"))
     lines = runs.read_metrics(run.metrics)
     epoch = next((line["epoch"] for line in lines if line["step"] == run.result_step()), None)
     options = run.record.options
@@ -156,6 +161,7 @@ def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
         "seen": int(run.record.images.get("seen", 0)),
         "unread": len({event.get("sha256") for event in run.events(runs.BROKE)}),
         "dropped": len(run.record.dropped),
+        "alike": found.describe_sameness() if found is not None else "",
     }
 
 

@@ -46,6 +46,21 @@ def test_the_most_probable_classes_are_kept():
 
 
 @pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("count", "other", "labels", "told"), [(20, 0, 7, True), (20, 1, 7, False), (19, 0, 7, False), (20, 0, 1, False)]
+)
+def test_a_model_that_answers_one_class_alone_is_told(count, other, labels, told):
+    """Not of a few images, and not if all of them are of one class."""
+    probabilities = np.full((count, 7), 0.1)
+    probabilities[:, 2] = 0.4
+    probabilities[:other, 3] = 0.5
+    hashes = np.array([f"{number:064x}" for number in range(count)], "S64")
+    found = answers_from(SINGLE_LABEL, probabilities, np.arange(count) % labels, np.zeros(count), hashes, CLASSES)
+    words = "all 20 images get the class c, so the model tells none of them apart"
+    assert found.describe_sameness() == (words if told else "")
+
+
+@pytest.mark.one_backend
 def test_a_class_that_the_model_lacks_is_not_among_the_first_five():
     """Its probability is filled in with 0, as is that of further ones: it would be a hit by its place alone."""
     probabilities = np.zeros((4, 7))
