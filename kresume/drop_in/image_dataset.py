@@ -303,7 +303,7 @@ def _of_classes(listing: Listing | None, class_names: Sequence[str], reporter: R
     others = sorted({*listing.classes} - {*class_names})
     if others:
         reporter.say(f"note: class folders that are not in class_names were left out: {', '.join(others)}")
-    files = tuple(each for each in listing.files if each.label in class_names)
+    files = tuple(each for each in listing.files if each.numbered or each.label in class_names)
     return replace(listing, files=files, classes=tuple(name for name in listing.classes if name in class_names))
 
 

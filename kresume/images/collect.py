@@ -10,7 +10,7 @@ manifest of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -195,7 +195,8 @@ def name_numbers(listing: Listing, classes: Sequence[str]) -> tuple[Found, ...]:
     """Replaces labels that are output numbers or other spellings by class names.
 
     Args:
-        listing: images of one role; `numbered` if its labels are numbers of outputs (TFRecord, WebDataset).
+        listing: images of one role. Those of a TFRecord or WebDataset may have numbers of outputs as labels, beside those of
+            other sources with names.
         classes: class names in the order of the outputs.
 
     Returns:
@@ -204,44 +205,75 @@ def name_numbers(listing: Listing, classes: Sequence[str]) -> tuple[Found, ...]:
     Raises:
         ImagesError: the labels may be numbers of outputs or names of classes, which would be others.
     """
-    unknown = set(listing.classes) - set(classes)
-    places = {str(index): name for index, name in enumerate(classes)} if listing.numbered else {}
-    moved = [label for label in listing.classes if label in classes and places.get(label, label) != label]
+    numbers = {found.label for found in listing.files if found.numbered}
+    names = {found.label for found in listing.files if not found.numbered}
+    read = _read_as(numbers, classes, numbered=True)
+    spelled = _read_as(names | ({*listing.classes} - numbers), classes, numbered=False)
+    if not read and not spelled:
+        return listing.files
+    return tuple(
+        replace(found, label=label, numbered=False)
+        if (label := (read if found.numbered else spelled).get(found.label, found.label)) != found.label
+        else found
+        for found in listing.files
+    )
+
+
+def _read_as(labels: Collection[str], classes: Sequence[str], *, numbered: bool) -> dict[str, str]:
+    """Returns the class names that labels mean which are spelled otherwise.
+
+    Raises:
+        ImagesError: the labels may be numbers of outputs or names of classes, which would be others.
+    """
+    unknown = set(labels) - set(classes)
+    places = {str(index): name for index, name in enumerate(classes)} if numbered else {}
+    moved = [label for label in labels if label in classes and places.get(label, label) != label]
     if moved and not unknown:
         label = sorted(moved)[0]
         raise ImagesError(
-            f"the labels {join_classes(listing.classes)} are numbers of outputs and names of classes: {label} is the name of a "
-            f"class, and the number of the output {places[label]}. Give the images in class folders, or in a list with names"
+            f"the labels {join_classes(sorted(labels, key=int))} are numbers of outputs and names of classes: {label} is the "
+            f"name of a class, and the number of the output {places[label]}. Give the images in class folders, or in a list "
+            "with names"
         )
-    if not unknown:
-        return listing.files
     if moved and unknown <= set(places):  # all of them are numbers of outputs
-        return tuple(replace(found, label=places.get(found.label, found.label)) for found in listing.files)
+        return {label: places[label] for label in labels if places.get(label, label) != label}
     names = places | {
         canonical(name): name for name in classes if canonical(name) not in classes
     }  # the model's own spelling is kept
-    labels = {label: names.get(label, names.get(canonical(label), label)) for label in unknown}
-    return tuple(
-        replace(found, label=labels[found.label]) if labels.get(found.label, found.label) != found.label else found
-        for found in listing.files
-    )
+    return {label: names.get(label, names.get(canonical(label), label)) for label in unknown}
+
+
+def check_one_kind(listing: Listing | None) -> None:
+    """Raises if nothing says which of the names the numbers of other sources mean.
+
+    Args:
+        listing: the images whose labels become the classes.
+
+    Raises:
+        ImagesError: some sources number their classes, and others name them otherwise.
+    """
+    files = listing.files if listing is not None else ()
+    numbers = {found.label: found.source for found in files if found.numbered}
+    names = {found.label: found.source for found in files if not found.numbered}
+    if names and (others := sorted(numbers.keys() - names.keys())):
+        raise ImagesError(
+            f"{numbers[others[0]]} numbers its classes (such as {others[0]}), and {next(iter(names.values()))} names them "
+            f"(such as {min(names)}): name the outputs in their order with {option('classes', 'a,b,c')}"
+        )
 
 
 def _named(listing: Listing, classes: Sequence[str]) -> Listing:
     files = name_numbers(listing, classes)
     if files is listing.files:
         return listing
-    read = {
-        before.label: now.label for before, now in zip(listing.files, files, strict=True) if before.label != now.label
-    }
-    named = sorted(
-        ((int(label), name) for label, name in read.items() if label.isdecimal()) if listing.numbered else ()
-    )
+    pairs = zip(listing.files, files, strict=True)
+    read = {before.label: now.label for before, now in pairs if before.numbered and before.label != now.label}
+    named = sorted((int(label), name) for label, name in read.items())
     notes = listing.notes
     if named:
         shown = ", ".join(f"{label} is {name}" for label, name in named[:MOST_NAMED])
         more = f" and {len(named) - MOST_NAMED:,} more" if len(named) > MOST_NAMED else ""
-        given = ", ".join(dict.fromkeys(found.source for found in listing.files))
+        given = ", ".join(dict.fromkeys(found.source for found in listing.files if found.numbered))
         notes += (f"{given}: its labels are read as numbers of the outputs, which begin at 0: {shown}{more}",)
     return replace(listing, files=files, classes=tuple(sorted({found.label for found in files})), notes=notes)
 

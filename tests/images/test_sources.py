@@ -235,8 +235,8 @@ def test_a_rebuilt_archive_is_not_read_by_its_old_manifest(tmp_path, quiet):
 )
 def test_numbers_are_outputs_all_or_none(classes, labels, read):
     """Numbers of outputs are never read half as numbers and half as names of classes; if both are possible, it is an error."""
-    files = tuple(Found(f"/{label}.png", label, "in", 1, 1) for label in labels)
-    listing = Listing(files, (), labels, numbered=True)
+    files = tuple(Found(f"/{label}.png", label, "in", 1, 1, numbered=True) for label in labels)
+    listing = Listing(files, (), labels)
     if read is None:
         with pytest.raises(ImagesError, match="are numbers of outputs and names of classes"):
             collect.name_numbers(listing, classes)
@@ -245,6 +245,48 @@ def test_numbers_are_outputs_all_or_none(classes, labels, read):
     notes = collect.Sources(add=listing).named(classes).add.notes
     said = [f"{number} is {name}" for number, name in zip(labels, read, strict=True) if number != name]
     assert (", ".join(said) in notes[0] and "begin at 0" in notes[0]) if said else not notes
+
+
+def make_numbered(folder, kind):
+    """Packs the pictures of two classes with the numbers 0 and 1 as labels; of two shards the second one has names."""
+
+    def pairs(numbered):
+        for number, (_, label, data) in enumerate(files_of(folder)):
+            yield f"{number}.png", data
+            yield f"{number}.cls", (str(CLASSES.index(label)) if numbered else label).encode()
+
+    path = folder.with_name(f"numbers.{kind}")
+    if kind == "shards":
+        path.mkdir()
+        write_tar(path / "1.tar", pairs(numbered=False))
+    if kind == "tfrecord":
+        write_records(path, files_of(folder), text=False)
+    else:
+        write_tar(path / "0.tar" if kind == "shards" else path, pairs(numbered=True))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["tar", "shards", "tfrecord"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.one_backend
+def test_numbers_are_outputs_beside_a_source_with_names(tmp_path, quiet, kind, first):
+    """Each source is read by its own kind, in either order, and a new model asks for the names."""
+    write_pictures(tmp_path / "in", 2, 0, ("circle", "square"))
+    write_pictures(tmp_path / "more", 2, 9, ("circle", "square"))
+    numbers = make_numbered(tmp_path / "in", kind)
+    given = [numbers, tmp_path / "more"] if first else [tmp_path / "more", numbers]
+    sources = collect.list_sources(quiet, add=given)
+    assert set(sources.classes) == {"0", "1", "circle", "square"}
+    words = rf"numbers\.{kind} numbers its classes \(such as 0\), and .* names them \(such as circle\)"
+    with pytest.raises(ImagesError, match=words):
+        collect.check_one_kind(sources.add)
+    named = sources.named(("circle", "square")).add
+    collect.check_one_kind(named)
+    assert named.classes == ("circle", "square")
+    words = "its labels are read as numbers of the outputs, which begin at 0: 0 is circle, 1 is square"
+    assert named.notes[-1] == f"{numbers}: {words}"
+    assert len(named.files) == (12 if kind == "shards" else 8)
+    assert sorted(found.label for found in named.files) == sorted(["circle", "square"] * (len(named.files) // 2))
 
 
 @pytest.mark.one_backend

@@ -83,7 +83,6 @@ def list_images(
     classes: set[str] = set()
     quarantine: list[Quarantined] = []
     known: dict[str, tuple[int, int, Facts]] = {}
-    numbered = True
     moved: set[str] = set()
     examples = False
     with reporter.progress("listing", None, "files") as advance:
@@ -111,21 +110,12 @@ def list_images(
             classes |= set(filter(is_text, listing.classes))
             quarantine += listing.quarantine
             known |= listing.known
-            numbered &= listing.numbered
             moved |= listing.moved
             examples |= listing.examples
-    numbered = numbered and bool(files)
+    listed = tuple(files.values())
+    numbered = bool(listed) and all(each.numbered for each in listed)
     names = sorted(classes, key=int) if numbered else sorted(classes)
-    return Listing(
-        tuple(files.values()),
-        tuple(notes),
-        tuple(names),
-        tuple(quarantine),
-        known,
-        numbered,
-        frozenset(moved),
-        examples,
-    )
+    return Listing(listed, tuple(notes), tuple(names), tuple(quarantine), known, frozenset(moved), examples)
 
 
 def _tested(listing: Listing, given: str) -> Listing:

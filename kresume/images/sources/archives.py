@@ -162,6 +162,7 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
         }
         notes += about_folders
     notes += describe_left_out(left_out, given)
+    numbered = bool(own) and all(label.isdecimal() for label in own.values())
     found = tuple(
         Found(
             source.path,
@@ -174,6 +175,7 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
             member.length,
             member.coding,
             member.name,
+            numbered=numbered,
         )
         for member in last.values()
         if member.name in labels
@@ -181,9 +183,7 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
     if not found:
         expected = ": expected one folder per class in it, or WebDataset pairs" if source.labelled else ""
         raise ImagesError(f"{given} contains no images{expected}")
-    classes = {each.label for each in found}
-    numbered = bool(own) and all(label.isdecimal() for label in classes)
-    return Listing(found, tuple(notes), tuple(sorted(classes)), numbered=numbered)
+    return Listing(found, tuple(notes), tuple(sorted({each.label for each in found})))
 
 
 def _last(members: list[_Member]) -> dict[str, _Member]:

@@ -44,6 +44,7 @@ class Found:
         coding: `""` for uncompressed bytes, `"deflate"` for a compressed member of a zip, or one of `STREAM_CODINGS`.
         member: its name inside an archive; empty for a file of its own.
         extra: further columns of a list, as a JSON object; empty for none.
+        numbered: True if the label is the number of an output, not a name.
     """
 
     path: str
@@ -57,6 +58,7 @@ class Found:
     coding: str = ""
     member: str = ""
     extra: str = ""
+    numbered: bool = False
 
     @property
     def key(self) -> str:
@@ -131,7 +133,6 @@ class Listing:
         classes: names of the classes, sorted.
         quarantine: images that a source names but that are missing or damaged.
         known: facts that the source itself has recorded.
-        numbered: True if the labels are numbers of outputs, not names.
         moved: the folders of `Source.moves` from which images of a list have moved.
         examples: True if some of them are examples of a TFRecord.
     """
@@ -141,9 +142,13 @@ class Listing:
     classes: tuple[str, ...]
     quarantine: tuple[Quarantined, ...] = ()
     known: Known = field(default_factory=dict)
-    numbered: bool = False
     moved: frozenset[str] = frozenset()
     examples: bool = False
+
+    @property
+    def numbered(self) -> bool:
+        """Returns True if all labels are numbers of outputs, and none is a name."""
+        return bool(self.files) and all(found.numbered for found in self.files)
 
 
 @dataclass(frozen=True)

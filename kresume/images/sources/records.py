@@ -75,17 +75,26 @@ def list_source(source: Source, advance: Advance) -> Listing:
         raise ImagesError(f"{source.given} contains no {'undamaged ' if damaged else ''}record")
     size, time = facts.st_size, facts.st_mtime_ns
     found = tuple(
-        Found(source.path, label, source.given, size, time, None, offset, length, coding, f"record-{number}")
-        for number, offset, length, label, _ in examples
+        Found(
+            source.path,
+            label,
+            source.given,
+            size,
+            time,
+            None,
+            offset,
+            length,
+            coding,
+            f"record-{number}",
+            numbered=is_number,
+        )
+        for number, offset, length, label, is_number in examples
     )
-    numbered = all(is_number for *_, is_number in examples)
     set_aside = tuple(
         Quarantined(f"{source.path}/record-{number}", "", "its checksum is wrong: the record is damaged")
         for number in damaged
     )
-    return Listing(
-        found, (), tuple(sorted({each.label for each in found})), set_aside, numbered=numbered, examples=True
-    )
+    return Listing(found, (), tuple(sorted({each.label for each in found})), set_aside, examples=True)
 
 
 Example = tuple[int, int, int, str, bool]

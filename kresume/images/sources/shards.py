@@ -44,7 +44,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
     notes: list[str] = []
     classes: set[str] = set()
     quarantine: list[Quarantined] = []
-    numbered, examples = True, False
+    examples = False
     others = 0
     for path in _files(source.path) or ():
         function = _kind(path)
@@ -56,15 +56,9 @@ def list_source(source: Source, advance: Advance) -> Listing:
         notes += listing.notes
         classes |= set(listing.classes)
         quarantine += listing.quarantine
-        numbered &= listing.numbered
         examples |= listing.examples
     if others:
         notes.append(f"{source.given}: {counted(others, 'file')} beside the shards left out")
     return Listing(
-        tuple(found),
-        tuple(dict.fromkeys(notes)),
-        tuple(sorted(classes)),
-        tuple(quarantine),
-        numbered=numbered,
-        examples=examples,
+        tuple(found), tuple(dict.fromkeys(notes)), tuple(sorted(classes)), tuple(quarantine), examples=examples
     )

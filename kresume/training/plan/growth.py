@@ -115,7 +115,7 @@ def new_classes(
     asked = read_classes(config.classes)[len(classes) :] if config.classes is not None else ()
     known = (*classes, *asked)
     found = set(sources.named(known).classes) - set(known)
-    numbered = {name for listing in sources.named(known) if listing.numbered for name in listing.classes}
+    numbered = {each.label for listing in sources.named(known) for each in listing.files if each.numbered}
     unnamed = sorted(found & numbered, key=int)
     if unnamed and not all(name.isdigit() for name in classes):
         raise ImagesError(

@@ -17,7 +17,7 @@ from kresume.class_names import join_classes, read_classes, show_classes
 from kresume.errors import ImagesError, NothingNew, UsageError
 from kresume.images import collect, conflicts, corrections, keras_split, merging
 from kresume.images.cache import Cache, listings_of
-from kresume.images.collect import Sources
+from kresume.images.collect import Sources, check_one_kind
 from kresume.images.manifest import Manifest
 from kresume.images.merging import Merge
 from kresume.images.remembered import without_missing
@@ -125,6 +125,7 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
     if named:
         return tuple(named), "the checkpoint's"
     listing = sources.data or sources.add
+    check_one_kind(listing)
     names = listing.classes if listing is not None else ()
     reason = "the class folders, sorted"
     return names, reason if parent is None else f"assumed: {reason}; {option('classes', 'a,b,c')} sets another order"
