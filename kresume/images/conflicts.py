@@ -21,8 +21,8 @@ import numpy as np
 
 from kresume.images.manifest import LOCATION
 from kresume.images.prepare import Image
-from kresume.images.sources.found import ONE_LABEL, STREAM_CODINGS, Found, canonical, key_of
-from kresume.images.sources.tables import is_there
+from kresume.images.sources.found import ONE_LABEL, Found, canonical, key_of
+from kresume.images.sources.tables import still_there
 from kresume.spelling import counted, option
 from kresume.storage import locations
 
@@ -233,7 +233,7 @@ def _judge(group: _Group, on_conflict: OnConflict) -> _Verdict:
         key = _key_of(record)
         # A list, or a label in a record, may have been corrected for the image at its place; "old" says that it was not.
         corrected = on_conflict != "old" and any(found.key == key for found in files)
-        if len(named) == 1 and (group.away or corrected or not _still_there(record)):
+        if len(named) == 1 and (group.away or corrected or not still_there(record)):
             return _Verdict(named[0], relabel=(files[0].name, before, named[0]))
     conflicts = tuple((found.name, found.label, before) for found in files if found.label != before)
     recorded = before if record and not group.away else None  # of one that is away only what is given now counts
@@ -299,17 +299,3 @@ def _is_in_its_folder(found: Found, record: Mapping[str, Any]) -> bool:
         canonical(part) == found.label and f"/{was}".endswith(f"/{'/'.join(parts[index:])}")
         for index, part in enumerate(parts[:-1])
     )
-
-
-def _still_there(record: Mapping[str, Any]) -> bool:
-    """Returns True if the recorded place of an image still holds it.
-
-    In a changed archive that is compressed as a whole it counts as there: to look would unpack everything before it.
-    """
-    try:
-        facts = locations.stat(record["path"])
-    except (OSError, ValueError):  # ValueError: no file can have this name
-        return False
-    if (facts.st_size, facts.st_mtime_ns) == (record["bytes"], record["mtime_ns"]):
-        return True
-    return record["coding"] in STREAM_CODINGS or is_there(record)

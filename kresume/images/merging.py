@@ -14,7 +14,7 @@ The rows of a parent, perhaps a million, stay in columns; only the images that t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from kresume.images.away import describe_back, returned, rows_beside
 from kresume.images.both_sides import Recorded, describe_both, given_for_both
 from kresume.images.conflicts import Given, Labels, OnConflict, decide_labels
 from kresume.images.manifest import LOCATION, TRAIN, VAL, Manifest, hashes, ordered, schema
+from kresume.images.places import current_places
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sources.found import Found
 from kresume.images.splits import Leak, Row, decide_splits
@@ -136,25 +137,22 @@ def merge(
     given = _flatten(val, data, add)
     given, dropped = _without(given, drop)
     shas = np.array([image.facts.sha256 for image in given.images], "S64")
-    unique, first, inverse, counts = np.unique(shas, return_index=True, return_inverse=True, return_counts=True)
+    unique, inverse, counts = np.unique(shas, return_inverse=True, return_counts=True)
     rows = _rows_of(parent.sha256s if parent is not None else None, unique)
     tables = _recorded(parent, ever)
     labels = decide_labels(tables, given, inverse, (rows, _rows_of(hashes(tables[1]), unique)), on_conflict)
     left_out = labels.left_out
     by_content, ends = np.argsort(inverse, kind="stable"), np.cumsum(counts)
+
+    def files_of(content: int) -> np.ndarray:
+        return by_content[ends[content] - counts[content] : ends[content]]
+
     newcomers = [
-        _row(
-            given,
-            by_content[ends[content] - counts[content] : ends[content]],
-            labels.by_content.get(content),
-            generation,
-            held_out,
-            seen,
-        )
+        _row(given, files_of(content), labels.by_content.get(content), generation, held_out, seen)
         for content in range(len(unique))
         if rows[content] < 0 and content not in left_out
     ]
-    remembered, forgotten = _remembered(parent, data, given, first, rows, labels, drop)
+    remembered, forgotten = _remembered(parent, data, given, files_of, rows, labels, drop)
     known_classes = set(classes)
     unknown = Counter(row["label"] for row in newcomers if row["label"] not in known_classes)
     newcomers = [row for row in newcomers if row["label"] in known_classes]
@@ -324,14 +322,14 @@ def _remembered(
     parent: Manifest | None,
     data: Prepared | None,
     given: Given,
-    first: np.ndarray,
+    files_of: Callable[[int], np.ndarray],
     rows: np.ndarray,
     labels: Labels,
     drop: Collection[str],
 ) -> tuple[pa.Table | None, set[str]]:
     """Returns the parent's rows to keep, and the hashes that `drop` removed.
 
-    Rows of images that were given again get the current path and label.
+    Rows of images that were given again get the current place and label.
     """
     if parent is None:
         return None, set()
@@ -346,13 +344,14 @@ def _remembered(
     if forgotten:
         keep &= ~np.isin(parent.sha256s, np.array(sorted(forgotten), "S64"))
     if len(known):
-        # The folder may have moved: keep the record and use the current path.
+        # The folder may have moved: keep the record and use the current place.
         index = np.full(len(parent), -1, np.int64)
         index[rows[known]] = np.arange(len(known))
         todays = pa.array(index, mask=index < 0)
-        images = [given.images[each].found for each in first[known]]
+        places = current_places(parent, given, known, rows, files_of)
         for name in LOCATION:
-            column = pa.array([getattr(found, name) for found in images], schema().field(name).type)
+            values = [None if found is None else getattr(found, name) for found in places]
+            column = pa.array(values, schema().field(name).type)
             table = _replaced(table, name, column.take(todays))
         fresh = [labels.by_content.get(int(content)) for content in known]
         if any(fresh):

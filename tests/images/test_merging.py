@@ -3,8 +3,10 @@
 Each case is named, and none depends on chance.
 """
 
+import hashlib
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +168,52 @@ def test_a_corrected_image_that_was_away_comes_back_with_its_label(tmp_path, qui
     assert (row["label"], row["replaced"]) == ("a", "b")
     assert [each[1:] for each in fourth.facts.relabels] == ([] if corrected else [("b", "a")])
     assert any("keeps the label that corrected its source" in note for note in fourth.facts.notes) == corrected
+
+
+def _edit(path):
+    save_photo(path, photo(77))
+
+
+def _touch(path):
+    os.utime(path, ns=(5, 5))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("role", "done", "moves"),
+    [
+        ("add", None, False),
+        ("val", None, False),
+        ("add", _touch, False),  # copied anew, with the same bytes
+        ("add", _edit, True),  # it holds another picture
+        ("add", os.remove, True),
+        ("add", lambda path: shutil.rmtree(path.parents[1]), True),
+        ("data", None, True),
+    ],
+)
+@pytest.mark.one_backend
+def test_a_copy_moves_nothing_while_the_image_is_at_its_place(tmp_path, quiet, role, done, moves, packed):
+    """Who deletes the copy later must not lose the image; `--data` says where the old images are now."""
+    write_pictures(tmp_path / "old", 2, 0, AB)
+    first = merged(quiet, data=tmp_path / "old").manifest
+    copy = tmp_path / "week" / "a" / "copy.png"
+    copy.parent.mkdir(parents=True)
+    image = tmp_path / "old" / "a" / "1.png"
+    shutil.copy(image, copy)
+    source = Path(shutil.make_archive(str(tmp_path / "week"), "tar", tmp_path / "week")) if packed else copy.parents[1]
+    if done is not None:
+        done(image)
+    result = merged(quiet, first, **{role: source}, generation=1)
+    row = next(row for row in result.manifest.table.to_pylist() if row["sha256"] == _sha(copy))
+    assert row["path"] == str((source if packed else copy) if moves else image)
+    assert (row["length"] >= 0) == (packed and moves)
+    if role == "data":  # given at both places it stays
+        result = merged(quiet, first, data=tmp_path / "old", add=source, generation=1)
+        assert str(image) in result.manifest.paths(np.arange(len(result.manifest)))
+
+
+def _sha(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("stays", [False, True])

@@ -74,6 +74,23 @@ def is_there(row: Mapping[str, Any]) -> bool:
     return hashlib.sha256(data).hexdigest() == str(row["sha256"])
 
 
+def still_there(record: Mapping[str, Any]) -> bool:
+    """Returns True if the recorded place of an image still holds it.
+
+    In a changed archive that is compressed as a whole it counts as there: to look would unpack everything before it.
+
+    Args:
+        record: the image's row: its location, `bytes`, `mtime_ns` and `sha256`.
+    """
+    try:
+        facts = locations.stat(record["path"])
+    except (OSError, ValueError):  # ValueError: no file can have this name
+        return False
+    if (facts.st_size, facts.st_mtime_ns) == (record["bytes"], record["mtime_ns"]):
+        return True
+    return record["coding"] in STREAM_CODINGS or is_there(record)
+
+
 def _listing(source: Source, table: pa.Table, advance: Advance) -> Listing:
     names = set(table.column_names)
     found: list[Found] = []
