@@ -288,13 +288,49 @@ def test_what_needs_a_decision_waits_for_the_next_generation(watched):
     write_pictures(folder, 2, 900, ("triangle",))
     shutil.copy(folder / "circle" / "0.png", folder / "square" / "moved.png")
     shutil.copy(folder / "circle" / "1.png", folder / "circle" / "copy.png")
+    (folder / "circle" / "2.png").rename(folder / "square" / "was-a-circle.png")
     settled(folder)
     for _ in range(3):
         assert len(looked(watching, manifest)) == 0
     told = "\n".join(reporter.told)
     assert told.count("2 images of triangle, a class that the model does not have, wait for the next generation") == 1
-    assert told.count("moved.png has the label circle in the run and now has square") == 1
+    assert told.count("was-a-circle.png has the label circle in the run and now has square: the new label waits") == 1
+    assert told.count(f"moved.png is the same image as {folder}/circle/0.png, which has the label circle and not") == 1
     assert "copy.png" not in told
+
+
+@pytest.mark.parametrize("policy", ["quarantine", "old"])
+@pytest.mark.one_backend
+def test_a_list_that_changes_is_read_like_a_folder(tmp_path, quiet, watched, policy):
+    """Corrected, missing and removed rows are named once; what was corrected before the run is no news."""
+    folder, manifest, _, reporter = watched
+    rows = dict(zip(manifest.paths(np.arange(24)), manifest.table["label"].to_pylist(), strict=True))
+    listed = tmp_path / "l.csv"
+
+    def write(changes):
+        listed.write_text(
+            "path,label\n" + "".join(f"{path},{label}\n" for path, label in (rows | changes).items() if label)
+        )
+        settled(listed)
+
+    write({})
+    first, second, third, fourth = sorted(rows)[:4]
+    table = table_of(listed, quiet).table.to_pylist()
+    corrected = [{**row, "label": "square", "replaced": "circle"} if row["path"] == fourth else row for row in table]
+    manifest = Manifest.from_table(manifest.table.from_pylist(corrected, manifest.table.schema), CLASSES)
+    config = from_arguments(None, {"data": [str(listed)], "cache": "off", "on_conflict": policy})
+    watching = Watch(config, CLASSES, SPEC, None, 0, reporter)
+    looked(watching, manifest)
+    assert reporter.told == []
+    write({first: "square", second: "triangle", third: "", str(folder / "new.png"): "circle"})
+    for _ in range(2):
+        assert len(looked(watching, manifest)) == 0
+    told = "\n".join(reporter.told)
+    words = f"1 image has another label in the sources now, the first is {first} (circle in the run, now square)"
+    assert told.count(words) == (policy != "old")
+    assert told.count("1 image of triangle, a class that the model does not have, waits") == 1
+    assert told.count(f"{folder}/new.png cannot be used now (listed in {listed}, but it cannot be read") == 1
+    assert told.count(f"1 file is no longer listed in the sources, the first is {third}: this run goes on") == 1
 
 
 @pytest.mark.one_backend

@@ -43,6 +43,8 @@ SETTLED_SECONDS = 2.0
 """A file modified within this time may still be incomplete: it must look the same twice."""
 PART = 128
 """The number of new images prepared between two checks for a stop signal."""
+AGAIN = "trying again before the next epoch"
+WAITS = "waits for the next generation"
 
 Version = tuple[int, int]
 """A file's size and modification time."""
@@ -129,7 +131,7 @@ class Watch:
         self._judged: dict[str, Version] = {}
         self._told: set[str] = {f"cannot be used:{name}" for name in set_aside}
         self._unlisted: set[str] = set()
-        self._recorded: tuple[Manifest | None, set[str]] = (None, set())
+        self._recorded: tuple[Manifest | None, dict[str, tuple[str, str]]] = (None, {})
 
     def look(self, manifest: Manifest, everything: Manifest, poll: Callable[[], None]) -> pa.Table:
         """Finds, reads and decodes new images.
@@ -148,12 +150,13 @@ class Watch:
         import pyarrow as pa
 
         if manifest is not self._recorded[0]:
-            self._recorded = manifest, _keys_of(manifest)
+            self._recorded = manifest, _labels_of(manifest)
         recorded = self._recorded[1]
         train = self._list("data", self._config.data, self._config.add)
         val = self._list("val", self._config.val)
         poll()
         self._name_vanished(manifest, recorded, {found.key for found in (*train, *val)})
+        self._name_relabelled((*train, *val), recorded)
         arrived = [self._ready(self._known_classes(part), recorded) for part in (train, val)]
         if not any(arrived):
             return manifest.table.slice(0, 0)
@@ -194,10 +197,12 @@ class Watch:
                     moves=Moves.parse(self._config.remap),
                 )
             except (ImagesError, OSError) as error:
-                self._say(f"{path} cannot be listed now ({error}): trying again before the next epoch")
+                self._say(f"{path} cannot be listed now ({error}): {AGAIN}")
                 self._unlisted.add(path)
                 continue
             self._unlisted.discard(path)
+            for row in (row for listing in sources for row in listing.quarantine):
+                self._say_once(f"cannot be used:{row.path}", f"{row.path} cannot be used now ({row.reason}): {AGAIN}")
             listed += [found for listing in sources.named(self._classes) for found in listing.files]
         return listed
 
@@ -210,7 +215,7 @@ class Watch:
             )
         return [found for found in listed if found.label in self._classes]
 
-    def _ready(self, listed: Sequence[Found], recorded: set[str]) -> list[Found]:
+    def _ready(self, listed: Sequence[Found], recorded: Collection[str]) -> list[Found]:
         """Returns the files that are not recorded yet and look complete by size and time."""
         now = time.time_ns()
         ready = []
@@ -237,10 +242,7 @@ class Watch:
                 part, self._spec, self._cache, self._reporter, label="preparing arrivals", others=others + start
             )
             for row in done.quarantine:
-                self._say_once(
-                    f"cannot be used:{row.path}",
-                    f"{row.path} cannot be used now ({row.reason}): trying again before the next epoch",
-                )
+                self._say_once(f"cannot be used:{row.path}", f"{row.path} cannot be used now ({row.reason}): {AGAIN}")
             images += [image for image in done.images if self._joins(image, known)]
         return images
 
@@ -258,9 +260,12 @@ class Watch:
             return True
         if label != found.label:
             self._judged[found.key] = _version(found)
+            path = known.path(image)
             self._say(
-                f"{found.name} has the label {label} in the run and now has {found.label}: the new label waits for the next "
-                "generation"
+                f"{found.name} is the same image as {path}, which has the label {label} and not {found.label}: the next "
+                "generation leaves an image of two labels out"
+                if locations.exists(path)
+                else f"{found.name} has the label {label} in the run and now has {found.label}: the new label {WAITS}"
             )
             return False
         if known.left(image):
@@ -270,28 +275,51 @@ class Watch:
             self._judged[found.key] = _version(found)
         return False
 
-    def _name_vanished(self, manifest: Manifest, recorded: set[str], listed: set[str]) -> None:
-        """Warns of recorded source files that are gone; their images stay while readable."""
+    def _name_relabelled(self, listed: Sequence[Found], recorded: Mapping[str, tuple[str, str]]) -> None:
+        """Says which recorded images have another label in the sources now, and none that was corrected before."""
+        if self._config.on_conflict == "old":
+            return
+        other = {
+            f"label:{found.key}:{found.label}": found
+            for found in listed
+            if found.label in self._classes and found.label not in recorded.get(found.key, (found.label,))
+        }
+        fresh = [found for key, found in other.items() if key not in self._told]
+        self._told |= other.keys()
+        if fresh:
+            first = fresh[0]
+            self._reporter.say(
+                f"{counted(len(fresh), 'image', 'has', 'have')} another label in the sources now, the first is "
+                f"{first.name} ({recorded[first.key][0]} in the run, now {first.label}): the new label {WAITS}"
+            )
+
+    def _name_vanished(self, manifest: Manifest, recorded: Collection[str], listed: set[str]) -> None:
+        """Warns of recorded source files that are gone, and of rows; their images stay while readable."""
         # A continuation has absolute paths; the process before may have recorded them as they were given.
         asked = {*(self._config.data or ()), *(self._config.add or ()), *(self._config.val or ())} - self._unlisted
         given = {locations.absolute(path) for path in asked}
-        missing = recorded - listed
+        missing = {*recorded} - listed
         if not missing:
             return
         columns = manifest.table.select(["path", "offset", "length", "source"]).to_pydict()
-        gone = [
+        unlisted = [
             path
             for path, offset, length, source in zip(*columns.values(), strict=True)
-            if locations.absolute(source) in given
-            and key_of(path, offset, length) in missing
-            and not locations.exists(path)
+            if locations.absolute(source) in given and key_of(path, offset, length) in missing
         ]
-        fresh = [path for path in dict.fromkeys(gone) if f"gone:{path}" not in self._told]
+        fresh = [path for path in dict.fromkeys(unlisted) if f"gone:{path}" not in self._told]
         self._told |= {f"gone:{path}" for path in fresh}
-        if fresh:
+        gone = [path for path in fresh if not locations.exists(path)]
+        if gone:
             then = "their images are in the cache" if self._cache is not None else "the run continues without them"
             self._reporter.warn(
-                f"{counted(len(fresh), 'file', 'is', 'are')} no longer in the sources, the first is {fresh[0]}: {then}"
+                f"{counted(len(gone), 'file', 'is', 'are')} no longer in the sources, the first is {gone[0]}: {then}"
+            )
+        if left := len(fresh) - len(gone):
+            first = next(path for path in fresh if path not in set(gone))
+            self._reporter.say(
+                f"{counted(left, 'file', 'is', 'are')} no longer listed in the sources, the first is {first}: this run goes on "
+                "with their images"
             )
 
     def _say(self, text: str) -> None:
@@ -320,6 +348,7 @@ def _version(found: Found) -> Version:
     return found.bytes, found.mtime_ns
 
 
-def _keys_of(manifest: Manifest) -> set[str]:
-    columns = manifest.table.select(["path", "offset", "length"]).to_pydict()
-    return {key_of(*row) for row in zip(*columns.values(), strict=True)}
+def _labels_of(manifest: Manifest) -> dict[str, tuple[str, str]]:
+    """Returns the label of each image by its key, and the label that it replaced."""
+    columns = manifest.table.select(["path", "offset", "length", "label", "replaced"]).to_pydict()
+    return {key_of(*place): (label, replaced) for *place, label, replaced in zip(*columns.values(), strict=True)}
