@@ -101,7 +101,7 @@ class Labels:
         if self.undecided:
             path, label, other = self.undecided[0]
             within = (
-                f" ({option('on-conflict', 'new')} uses the newer label, where one is newer)"
+                f" (when training, {option('on-conflict', 'new')} uses the newer label, where one is newer)"
                 if on_conflict == "quarantine"
                 else f" ({option('on-conflict', on_conflict)} cannot tell which label is older)"
             )

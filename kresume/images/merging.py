@@ -40,7 +40,7 @@ class MergeFacts:
 
     Attributes:
         added: number of images that this generation adds.
-        known: number of given images that the parent knows already.
+        known: number of given images, each counted once, that the parent knows already.
         duplicates: number of files whose content was given under another path, too.
         conflicts: files whose content has two labels, as (path, label, other label).
         undecided: those of them whose image is left out.
@@ -176,7 +176,7 @@ def merge(
     notes += _describe_absent(merged)
     facts = MergeFacts(
         added=sum(row["origin"] == generation for row in joined),
-        known=int(counts[rows >= 0].sum()),
+        known=int((rows >= 0).sum()),
         duplicates=int((np.delete(counts, sorted(left_out)) - 1).sum()),
         conflicts=labels.conflicts,
         unknown=dict(unknown),

@@ -32,7 +32,9 @@ def differing(parent: TrainConfig, child: TrainConfig) -> dict[str, tuple[Any, A
     Returns:
         The values of parent and child by name; None for one that is off, the default for one that was not given.
     """
-    names = sorted(LASTING & set(TrainConfig.model_fields))
+    # Layers that the parent froze stay frozen in its checkpoint: without the option nothing differs.
+    left = {name for name in ("freeze", "unfreeze_at") if getattr(child, name) is None}
+    names = sorted((LASTING - left) & set(TrainConfig.model_fields))
     values = [(name, _value(name, parent), _value(name, child)) for name in names]
     return {name: (before, now) for name, before, now in values if before != now}
 

@@ -218,8 +218,11 @@ def test_a_mixed_run_continues_exactly_and_records_its_shares(tmp_path, pictures
     lines = runs.read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert [round(line["shares"]["origins"]["old"], 1) for line in lines] == [0.3, 0.3]
     assert sum(lines[0]["shares"]["classes"].values()) == pytest.approx(1.0)
-    replayed = kresume.plan(str(tmp_path / "parent"), add=[str(pictures / "new")], replay=0.5, epochs=3, quiet=True)
+    options = {"add": [str(pictures / "new")], "replay": 0.5, "epochs": 3, "quiet": True}
+    replayed = kresume.plan(str(tmp_path / "parent"), **options)
     epoch = replayed.shares.images
     assert epoch < replayed.images["train"]
     assert replayed.amount.steps == -(-3 * epoch // 5)
     assert "images an epoch: old" in str(replayed)
+    larger = kresume.plan(str(tmp_path / "parent"), batch_size=10, **options)
+    assert any(f"had 5: {epoch / 5:.1f} -> {epoch / 10:.1f} steps an epoch" in note for note in larger.notes)

@@ -33,6 +33,9 @@ def test_only_what_differs_from_the_parents_options_is_listed():
     assert describe_differences(off, parent, parent).endswith("--trial (the parent: off); all others are the parent's")
     watched = parent.model_copy(update={"monitor": "val_loss"})
     assert "--monitor val_loss (the parent: off)" in describe_differences(parent, watched, watched)
+    frozen = parent.model_copy(update={"freeze": ("conv*",), "unfreeze_at": 2})
+    assert describe_differences(frozen, parent, TrainConfig()) == "all are the parent's"  # its layers stay as they are
+    assert "--freeze conv*" in describe_differences(parent, frozen, frozen)
     gated = parent.model_copy(update={"max_forgetting": 0.0, "replay": 0.0})
     assert describe_differences(parent, gated, gated).count("--max-forgetting 0") == 1
 

@@ -18,7 +18,10 @@ from kresume.spelling import counted
 
 ROLES = {
     **dict.fromkeys(("filename", "file", "image", "filepath", "img", "images", "picture", "photo"), "path"),
-    **dict.fromkeys(("class", "category", "labels", "target", "classname", "labelname", "y", "tag"), "label"),
+    **dict.fromkeys(
+        ("class", "category", "labels", "target", "classname", "labelname", "classlabel", "imagelabel", "y", "tag"),
+        "label",
+    ),
 }
 """Names of columns in other programs' lists, in lower case without blanks and _, and what they are here."""
 NUMBERED = {"id", "imageid", "idcode", "imagename", "name"}

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from kresume.backend import selection
 from kresume.errors import ImagesError, UsageError
 from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Quarantined, Source
 from kresume.spelling import joined, option
@@ -118,6 +119,7 @@ def _read_examples(
     Returns:
         `(examples, numbers of records with a wrong checksum)`.
     """
+    selection.import_tensorflow()  # without what its C++ prints
     from tensorflow.core.example.example_pb2 import Example as Message
 
     found: list[Example] = []

@@ -13,6 +13,7 @@ from kresume.reports.generation import Change
 from kresume.reports.page.source import Source
 from kresume.spelling import counted
 from kresume.storage import atomic
+from kresume.values.record import RunRecord
 
 MOST_HASHED = 500_000_000
 """Bytes of a model up to which its digest is computed; hashing more takes seconds."""
@@ -83,6 +84,12 @@ def _restored(source: Source) -> tuple[Fact, ...]:
     )
 
 
+def _more_steps(record: RunRecord) -> str:
+    """Returns how many steps there were, if images that came while it trained made more than were planned."""
+    done = record.result.step if record.result is not None else 0
+    return f" as planned; {done:,} steps with the images that came" if done > record.amount.steps else ""
+
+
 def _changed(source: Source) -> tuple[Fact, ...]:
     record = source.run.record
     amount, images = record.amount, record.images
@@ -94,7 +101,8 @@ def _changed(source: Source) -> tuple[Fact, ...]:
         ("rate", str(record.rate)),
         (
             "amount",
-            f"{counted(amount.epochs, 'epoch')}, {counted(amount.steps, 'step')} of {amount.batch_size} ({amount.reason})",
+            f"{counted(amount.epochs, 'epoch')}, {counted(amount.steps, 'step')} of {amount.batch_size} "
+            f"({amount.reason}){_more_steps(record)}",
         ),
         ("loss", record.plan.loss),
         ("image size", f"{size}, {record.card.resize}, {record.card.interpolation}"),

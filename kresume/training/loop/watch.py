@@ -276,7 +276,10 @@ class Watch:
         return False
 
     def _name_relabelled(self, listed: Sequence[Found], recorded: Mapping[str, tuple[str, str]]) -> None:
-        """Says which recorded images have another label in the sources now, and none that was corrected before."""
+        """Says which recorded images have another label in the sources now.
+
+        A label that was corrected before is none.
+        """
         if self._config.on_conflict == "old":
             return
         other = {

@@ -70,7 +70,8 @@ def describe(
     notes = [note for note in (loaded.loss.note, _left_out(loaded.unused_metrics), ahead) if note]
     notes += [*(parent.notes if parent is not None else ()), *data.feeding.notes]
     optimizer = wanted.class_name or ""
-    notes += notes_of(start.config, parent, gathered, amount, rate, optimizer, generation=generation, model=live.model)
+    told = {"epoch_images": shares.images, "generation": generation, "model": live.model}
+    notes += notes_of(start.config, parent, gathered, amount, rate, optimizer, **told)
     notes += frozen_layers(live.model) if freezing is None else []
     notes += statistics_of_layers(live.model, settings_of(start.config).bn_stats)
     notes += describe_optimizer(start.config, parent, live, wanted)

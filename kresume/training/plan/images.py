@@ -340,6 +340,8 @@ def _check_merge(
                 f"{len(facts.conflicts):,} have another label than before or in another source, the first is {path}: {label}, "
                 f"and {other} elsewhere ({option('on-conflict', 'new')} uses the new label)"
             )
+        if facts.dropped:
+            problems.append(f"{counted(facts.dropped, 'image', 'was', 'were')} dropped, now or before")
         parent_name = named(str(config.from_))
         inside = ", ".join((*(config.data or ()), *config.add, *(config.val or ())))
         if problems:

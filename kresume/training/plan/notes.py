@@ -1,6 +1,6 @@
 """Collects the notes of a plan: the lines that begin with `note:`.
 
-    notes_of(config, parent, gathered, amount, rate, "AdamW", generation=2)
+    notes_of(config, parent, gathered, amount, rate, "AdamW", epoch_images=640, generation=2, model=model)
 
 Each note is one sentence: its subject, a count, and what the user can do. Without a reason there is no note.
 """
@@ -35,6 +35,7 @@ def notes_of(
     rate: RatePlan,
     optimizer: str,
     *,
+    epoch_images: int,
     generation: int,
     model: Any,
 ) -> list[str]:
@@ -47,13 +48,14 @@ def notes_of(
         amount: how much is trained.
         rate: the learning rate.
         optimizer: the class of the optimizer that trains.
+        epoch_images: images of an epoch.
         generation: the generation of the new run.
         model: the restored parent.
     """
     notes = [*gathered.notes, *gathered.merge.facts.notes]
     if parent is None:
         return notes + _spelled_alike(gathered.manifest.classes)
-    notes += _batch_size(parent, gathered, amount, rate, optimizer)
+    notes += _batch_size(parent, epoch_images, amount, rate, optimizer)
     notes += _fed_otherwise(config, parent, model)
     notes += _seen(config, parent, gathered)
     notes += _replaced(config, parent, gathered)
@@ -169,10 +171,10 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}{f' and {len(names) - 3:,} more' if len(names) > 3 else ''}"
 
 
-def _batch_size(parent: Parent, gathered: Gathered, amount: Amount, rate: RatePlan, optimizer: str) -> Iterator[str]:
+def _batch_size(parent: Parent, images: int, amount: Amount, rate: RatePlan, optimizer: str) -> Iterator[str]:
     if parent.run is None:
         return
-    before, images = parent.run.record.amount.batch_size, len(gathered.manifest.train_rows())
+    before = parent.run.record.amount.batch_size
     if change := describe_batch_change(before, amount.batch_size, images, rate.peak, optimizer):
         yield change
 
