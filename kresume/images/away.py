@@ -122,14 +122,10 @@ def returned(newcomers: list[Row], beside: pa.Table) -> tuple[list[Row], list[Ro
     given = pa.array([row["sha256"] for row in newcomers], pa.string())
     here = compute.is_in(beside.column("sha256"), given)
     kept = ["origin", "side", "seen", "replaced", WAS]
-    names = ["sha256", "label", "origin", "side", "seen", "replaced", "path"]
-    facts = beside.filter(here).select(names).to_pydict().values()
-    known = {sha: (label, dict(zip(kept, row, strict=True))) for sha, label, *row in zip(*facts, strict=True)}
-    back = []
-    for row in newcomers:
-        if row["sha256"] in known:
-            label, facts_of = known[row["sha256"]]
-            back.append(row | facts_of | ({} if row["label"] == label else {"replaced": label}))
+    facts = beside.filter(here).select(["sha256", "origin", "side", "seen", "replaced", "path"]).to_pydict().values()
+    known = {sha: dict(zip(kept, row, strict=True)) for sha, *row in zip(*facts, strict=True)}
+    of_now = [(row, {"replaced": row["replaced"]} if row["replaced"] else {}) for row in newcomers]
+    back = [row | known[row["sha256"]] | corrected for row, corrected in of_now if row["sha256"] in known]
     fresh = [row for row in newcomers if row["sha256"] not in known]
     return back, fresh, beside.filter(compute.invert(here))
 

@@ -7,24 +7,23 @@ If an image has another label than recorded, and is no longer at the old place, 
 gone or holds another picture now, or its archive was made again. If it has both labels, or is given with two, that is a
 conflict: it is left out, unless `on_conflict` chooses a label.
 
-What was said before says nothing new, however often it is given again: a class folder that is as it was when the image was
-recorded, and an old source whose label was corrected since. The corrected label holds.
+What was said before says nothing new, however often it is given again (`said_before.py`): the corrected label holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from kresume.images.manifest import LOCATION
 from kresume.images.prepare import Image
-from kresume.images.sources.found import ONE_LABEL, Found, canonical, key_of
+from kresume.images.said_before import Said, replaced_by, says_nothing_new
+from kresume.images.sources.found import ONE_LABEL, Found, key_of
 from kresume.images.sources.tables import still_there
 from kresume.spelling import counted, option
-from kresume.storage import locations
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,13 +35,14 @@ TWO_LABELS = "the same image also has the label "
 
 @dataclass(frozen=True)
 class Given:
-    """Holds every given image and its role, in the order val, data, add.
+    """Holds every given image, its role, and whether its label is news, in the order val, data, add.
 
     `val` comes first, so that an image given for both validates.
     """
 
     images: list[Image]
     roles: np.ndarray
+    news: np.ndarray
 
     VAL, DATA, ADD = 0, 1, 2
 
@@ -52,14 +52,22 @@ class _Group:
     """Holds the files of one content that has more than one label.
 
     Attributes:
-        members: the given files and their roles.
+        members: what the given files say.
         record: what the parent, or else an earlier generation, recorded of it; empty for nothing.
-        away: True if only an earlier generation has it.
+        away: True if the parent does not have it: if anything is recorded, an earlier generation has it.
     """
 
-    members: Sequence[tuple[Found, int]]
+    members: Sequence[Said]
     record: Mapping[str, Any]
     away: bool
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Holds the columns `replaced` and `source` of an image whose label is corrected."""
+
+    replaced: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class _Verdict:
     conflicts: tuple[tuple[str, str, str], ...] = ()
     relabel: tuple[str, str, str] | None = None
     kept: tuple[str, str, str] | None = None
+    correction: Correction | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ class Labels:
         undecided: those of them whose image is left out.
         relabels: images that now have another label and no longer the old one, as (path, old label, label).
         kept: images whose recorded label holds against one that it corrected, as (path, the corrected, the recorded).
+        corrections: what else changes in the rows of relabelled images, by the index of the content.
     """
 
     by_content: Mapping[int, str | None]
@@ -89,6 +99,7 @@ class Labels:
     undecided: tuple[tuple[str, str, str], ...]
     relabels: tuple[tuple[str, str, str], ...]
     kept: tuple[tuple[str, str, str], ...] = ()
+    corrections: Mapping[int, Correction] = field(default_factory=dict)
 
     @property
     def left_out(self) -> set[int]:
@@ -154,7 +165,7 @@ def decide_labels(
     for content, members in _contradictions(labels, recorded, inverse).items():
         away = int(rows[0][content]) < 0
         record = _record(tables[away], int(rows[away][content]))
-        files = [(given.images[index].found, int(given.roles[index])) for index in members]
+        files = [Said(given.images[index].found, int(given.roles[index]), bool(given.news[index])) for index in members]
         judged[content] = _judge(_Group(files, record, away), on_conflict)
     return Labels(
         {content: each.label for content, each in judged.items()},
@@ -162,6 +173,7 @@ def decide_labels(
         tuple(conflict for each in judged.values() if each.label is None for conflict in each.conflicts),
         tuple(each.relabel for each in judged.values() if each.relabel is not None),
         tuple(each.kept for each in judged.values() if each.kept is not None),
+        {content: each.correction for content, each in judged.items() if each.correction is not None},
     )
 
 
@@ -188,7 +200,7 @@ def _record(table: pa.Table | None, row: int) -> dict[str, Any]:
     """Returns what is recorded of an image; empty for row -1."""
     if table is None or row < 0:
         return {}
-    return {name: table.column(name)[row].as_py() for name in ("label", "replaced", "sha256", *LOCATION)}
+    return {name: table.column(name)[row].as_py() for name in ("label", "replaced", "source", "sha256", *LOCATION)}
 
 
 def _contradictions(labels: np.ndarray, recorded: np.ndarray, inverse: np.ndarray) -> dict[int, np.ndarray]:
@@ -216,37 +228,47 @@ def _contradictions(labels: np.ndarray, recorded: np.ndarray, inverse: np.ndarra
 
 def _judge(group: _Group, on_conflict: OnConflict) -> _Verdict:
     """Chooses the label of a content with several."""
-    members, record = group.members, group.record
+    members, record, label = group.members, group.record, str(group.record.get("label", ""))
     if record and on_conflict != "new":
-        telling = [(found, role) for found, role in members if not _says_nothing_new(found, role, members, record)]
-        if not telling:
-            told = next(found for found, _ in members if found.label != record["label"])
-            return _Verdict(str(record["label"]), kept=(told.name, told.label, str(record["label"])))
-        members = telling
-    files = [found for found, _ in members]
+        corrects = on_conflict != "old"
+        members = [each for each in members if not says_nothing_new(each, group.members, record, corrects=corrects)]
+    if record and all(each.found.label == label for each in members):
+        told = next(each.found for each in group.members if each.found.label != label)
+        return _Verdict(label, kept=(told.name, told.label, label))
+    files = [each.found for each in members]
     named = list(dict.fromkeys(found.label for found in files))
-    before = named[0]
-    if record:
-        before = str(record["label"])
-        if named == [before]:
-            return _Verdict(before)  # others say nothing new
-        key = _key_of(record)
-        # A list, or a label in a record, may have been corrected for the image at its place; "old" says that it was not.
-        corrected = on_conflict != "old" and any(found.key == key for found in files)
-        if len(named) == 1 and (group.away or corrected or not still_there(record)):
-            return _Verdict(named[0], relabel=(files[0].name, before, named[0]))
+    if record and len(named) == 1 and (group.away or _is_corrected(files, record, on_conflict)):
+        return _corrected(files[0], record)
+    recorded = label if record and not group.away else None  # of one that is away only what is given now counts
+    before = recorded or named[0]
     conflicts = tuple((found.name, found.label, before) for found in files if found.label != before)
-    recorded = before if record and not group.away else None  # of one that is away only what is given now counts
-    return _Verdict(_chosen(members, named, recorded, on_conflict), conflicts)
+    chosen = _chosen(members, named, recorded, on_conflict)
+    if record and chosen not in {None, label}:
+        return replace(_corrected(next(found for found in files if found.label == chosen), record), conflicts=conflicts)
+    return _Verdict(chosen, conflicts)
 
 
-def _chosen(
-    members: Sequence[tuple[Found, int]], named: Sequence[str], recorded: str | None, on_conflict: OnConflict
-) -> str | None:
+def _is_corrected(files: Sequence[Found], record: Mapping[str, Any], on_conflict: OnConflict) -> bool:
+    """Returns True if another label corrects the recorded one.
+
+    It is said of the same place, or the image has left its place. A list, or a label in a record, may have been corrected for
+    the image at its place; `"old"` says that it was not.
+    """
+    key = key_of(record["path"], record["offset"], record["length"])
+    return (on_conflict != "old" and any(found.key == key for found in files)) or not still_there(record)
+
+
+def _corrected(found: Found, record: Mapping[str, Any]) -> _Verdict:
+    """Returns the verdict that a file's label replaces the recorded one."""
+    correction = Correction(replaced_by(found, record), found.source)
+    return _Verdict(found.label, relabel=(found.name, str(record["label"]), found.label), correction=correction)
+
+
+def _chosen(members: Sequence[Said], named: Sequence[str], recorded: str | None, on_conflict: OnConflict) -> str | None:
     """Returns the label that `on_conflict` chooses among several, None if it chooses none.
 
     Args:
-        members: the files and their roles.
+        members: the files.
         named: their labels.
         recorded: the label that the parent recorded, None for an image that it does not have.
         on_conflict: as in `decide_labels`.
@@ -257,45 +279,7 @@ def _chosen(
         others = [label for label in named if label != recorded]
         return recorded if on_conflict == "old" else others[0] if len(others) == 1 else None
     # Only newcomers: `--data` is old and `--add` is new. Two labels within one of them have no order.
-    by_role = {role: {found.label for found, its in members if its == role} for role in (Given.DATA, Given.ADD)}
+    by_role = {role: {each.found.label for each in members if each.role == role} for role in (Given.DATA, Given.ADD)}
     asked = by_role[Given.DATA if on_conflict == "old" else Given.ADD]
     other = by_role[Given.ADD if on_conflict == "old" else Given.DATA]
     return next(iter(asked)) if len(asked) == 1 and other else None
-
-
-def _key_of(record: Mapping[str, Any]) -> str:
-    return key_of(record["path"], record["offset"], record["length"])
-
-
-def _says_nothing_new(found: Found, role: int, members: Sequence[tuple[Found, int]], record: Mapping[str, Any]) -> bool:
-    """Returns True if a label was said before, and another one corrects it.
-
-    It has corrected it since, or a newer source does now. A copy in another folder corrects nothing: the image then has two
-    labels.
-    """
-    corrected_now = any(other.label != found.label and other.key == found.key for other, _ in members)
-    if _is_in_its_folder(found, record):
-        if found.label == record["label"]:
-            return corrected_now
-        # If a folder gave the recorded label, too, nothing was corrected: the image has moved between nested folders.
-        folders = (record["member"] or record["path"]).split("/")[:-1]
-        return record["label"] not in map(canonical, folders)
-    if role == Given.ADD:
-        return False
-    if found.label == record["label"]:
-        corrects = [other for other, its in members if its == Given.ADD and other.label != found.label]
-        return found.key == _key_of(record) and any(other.key == found.key for other in corrects)
-    return bool(found.label == record["replaced"])
-
-
-def _is_in_its_folder(found: Found, record: Mapping[str, Any]) -> bool:
-    """Returns True if the label is that of a class folder in which the image was when it was recorded."""
-    source = f"{locations.absolute(found.source)}/"
-    if not found.member and not found.path.startswith(source):
-        return False  # a list says the label
-    place, was = (found.member, record["member"]) if found.member else (found.path[len(source) :], record["path"])
-    parts = place.split("/")
-    return any(
-        canonical(part) == found.label and f"/{was}".endswith(f"/{'/'.join(parts[index:])}")
-        for index, part in enumerate(parts[:-1])
-    )

@@ -24,11 +24,11 @@ from kresume.images.away import describe_back, returned, rows_beside
 from kresume.images.both_sides import Recorded, describe_both, given_for_both
 from kresume.images.conflicts import Given, Labels, OnConflict, decide_labels
 from kresume.images.manifest import LOCATION, TRAIN, VAL, Manifest, hashes, ordered, schema
+from kresume.images.merge_notes import describe_absent, describe_known, describe_unrecorded
 from kresume.images.places import current_places
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sources.found import Found
 from kresume.images.splits import Leak, Row, decide_splits
-from kresume.spelling import counted, option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,6 +102,7 @@ def merge(
     ever: Manifest | None = None,
     seen: bool = False,
     fills: bool = True,
+    told_before: Collection[str] = (),
 ) -> Merge:
     """Merges remembered, old, new and validation images into one manifest.
 
@@ -130,11 +131,12 @@ def merge(
             not have and that is given now keeps its split and origin.
         seen: True if the checkpoint was probably trained on `data`.
         fills: see `decide_splits`.
+        told_before: those sources of `add` whose labels are no news, as those of `data`.
 
     Returns:
         The merged manifest and the facts of the merge.
     """
-    given = _flatten(val, data, add)
+    given = _flatten(val, data, add, told_before)
     given, dropped = _without(given, drop)
     shas = np.array([image.facts.sha256 for image in given.images], "S64")
     unique, inverse, counts = np.unique(shas, return_inverse=True, return_counts=True)
@@ -148,7 +150,7 @@ def merge(
         return by_content[ends[content] - counts[content] : ends[content]]
 
     newcomers = [
-        _row(given, files_of(content), labels.by_content.get(content), generation, held_out, seen)
+        _row(given, files_of(content), content, labels, generation, held_out, seen)
         for content in range(len(unique))
         if rows[content] < 0 and content not in left_out
     ]
@@ -170,10 +172,10 @@ def merge(
     notes += labels.notes(on_conflict)
     notes += describe_both(both)
     if parent is not None:
-        notes += _describe_known(given, inverse, rows, parent, labels)
-        notes += _describe_unrecorded(fresh, generation)
+        notes += describe_known(given, inverse, rows, parent, labels)
+        notes += describe_unrecorded(fresh, generation)
     merged = Manifest.from_table(table, tuple(classes))
-    notes += _describe_absent(merged)
+    notes += describe_absent(merged)
     facts = MergeFacts(
         added=sum(row["origin"] == generation for row in joined),
         known=int((rows >= 0).sum()),
@@ -199,59 +201,16 @@ def _recorded(parent: Manifest | None, ever: Manifest | None) -> tuple[pa.Table 
     return table, rows_beside(ever.table if ever is not None else None, table)
 
 
-def _describe_known(given: Given, inverse: np.ndarray, rows: np.ndarray, parent: Manifest, labels: Labels) -> list[str]:
-    """Returns a note on images that were given as new and that the parent has.
-
-    Those with another label have their own.
-    """
-    contents = np.unique(inverse[given.roles == Given.ADD])
-    known = [
-        row
-        for content, row in zip(contents, rows[contents], strict=True)
-        if row >= 0 and content not in labels.by_content
-    ]
-    if not known:
-        return []
-    one, validating = len(known) == 1, int(parent.is_val[known].sum())
-    sides = (
-        f"; {validating:,} of them {'validates' if validating == 1 else 'validate'}, as before" if validating else ""
-    )
-    return [
-        f"{counted(len(known), 'image')} of {option('add')} {'is' if one else 'are'} among the parent's already, and "
-        f"{'counts' if one else 'count'} once, as {'it was' if one else 'they were'}{sides}"
-    ]
-
-
-def _describe_unrecorded(newcomers: Sequence[Row], generation: int) -> list[str]:
-    """Returns a note on images that were given as old ones, which the parent does not have."""
-    count = sum(row["origin"] < generation for row in newcomers if row["side"] is not None)
-    if not count:
-        return []
-    return [
-        f"{counted(count, 'image')} of {option('data')}, not among those that the parent was trained or scored on, "
-        f"{'counts' if count == 1 else 'count'} as old all the same; with {option('add')}, as new"
-    ]
-
-
-def _describe_absent(merged: Manifest) -> list[str]:
-    """Returns notes on classes without images, and on those without images to train on."""
-    names = np.array(merged.classes)
-    count, trained = (np.bincount(merged.labels[rows], minlength=len(names)) for rows in (slice(None), ~merged.is_val))
-    absent, validating = names[count == 0], names[(count > 0) & (trained == 0)]
-    notes = [f"no image of {', '.join(absent)}: a prediction of it is never right"] if len(absent) else []
-    if len(validating) and trained.any():
-        notes.append(f"no image of {', '.join(validating)} trains, all of them validate: the model may forget it")
-    return notes
-
-
-def _flatten(val: Prepared | None, data: Prepared | None, add: Prepared | None) -> Given:
+def _flatten(val: Prepared | None, data: Prepared | None, add: Prepared | None, told_before: Collection[str]) -> Given:
     images: list[Image] = []
     roles: list[np.ndarray] = []
     for role, prepared in enumerate((val, data, add)):
         if prepared is not None:
             images += prepared.images
             roles.append(np.full(len(prepared.images), role))
-    return Given(images, np.concatenate(roles) if roles else np.zeros(0, np.int64))
+    of = np.concatenate(roles) if roles else np.zeros(0, np.int64)
+    old = np.array([image.found.source in told_before for image in images], bool)
+    return Given(images, of, (of == Given.ADD) & ~old)
 
 
 def _without(given: Given, drop: Collection[str]) -> tuple[Given, set[str]]:
@@ -259,7 +218,7 @@ def _without(given: Given, drop: Collection[str]) -> tuple[Given, set[str]]:
         return given, set()
     kept = [index for index, image in enumerate(given.images) if image.facts.sha256 not in drop]
     dropped = {image.facts.sha256 for image in given.images} & set(drop)
-    return Given([given.images[index] for index in kept], given.roles[kept]), dropped
+    return Given([given.images[index] for index in kept], given.roles[kept], given.news[kept]), dropped
 
 
 def _rows_of(sha256s: np.ndarray | None, unique: np.ndarray) -> np.ndarray:
@@ -275,7 +234,8 @@ def _rows_of(sha256s: np.ndarray | None, unique: np.ndarray) -> np.ndarray:
 def _row(
     given: Given,
     files: np.ndarray,
-    label: str | None,
+    content: int,
+    labels: Labels,
     generation: int,
     held_out: Collection[str] | None,
     seen: bool,
@@ -283,12 +243,13 @@ def _row(
     """Returns the row of a newcomer: its first file, with what any of its files says about its split."""
     found, facts = given.images[files[0]].found, given.images[files[0]].facts
     splits = [_split_of(given.images[file].found, given.roles[file], held_out) for file in files]
+    correction = labels.corrections.get(content)
     of_data = [split for split, role in zip(splits, given.roles[files], strict=True) if role == Given.DATA]
     return {
         "sha256": facts.sha256,
         "path": found.path,
-        "label": label or found.label,
-        "source": found.source,
+        "label": labels.by_content.get(content) or found.label,
+        "source": correction.source if correction is not None else found.source,
         "origin": max(generation - 1, 0) if of_data else generation,
         "side": VAL if VAL in splits else splits[0],
         "width": facts.width,
@@ -305,7 +266,7 @@ def _row(
         "extra": found.extra,
         "thumb": facts.thumb,
         "seen": bool(seen and any(split != VAL for split in of_data)),
-        "replaced": "",
+        "replaced": correction.replaced if correction is not None else "",
     }
 
 
@@ -355,10 +316,10 @@ def _remembered(
             table = _replaced(table, name, column.take(todays))
         fresh = [labels.by_content.get(int(content)) for content in known]
         if any(fresh):
-            before = table.column("label").take(pa.array(rows[known])).to_pylist()
-            replaced = [old if new and new != old else None for old, new in zip(before, fresh, strict=True)]
-            table = _replaced(table, "replaced", pa.array(replaced, pa.string()).take(todays))
-            table = _replaced(table, "label", pa.array(fresh, pa.string()).take(todays))
+            corrections = [labels.corrections.get(int(content)) for content in known]
+            columns = {name: [each and getattr(each, name) for each in corrections] for name in ("replaced", "source")}
+            for name, values in (columns | {"label": fresh}).items():
+                table = _replaced(table, name, pa.array(values, pa.string()).take(todays))
     return (table if keep.all() else table.filter(pa.array(keep))), forgotten
 
 

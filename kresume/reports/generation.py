@@ -134,7 +134,7 @@ class Generation:
         sources: what `--add` and `--val` named, and `--data` for a run without a parent or without `--add`.
         train: images that train.
         validation: images that validate.
-        relabelled: images with another label than in the parent.
+        relabelled: images with another label than recorded.
         new_classes: names of the classes that it added.
         changes: what differs from the parent; of a new model, or one of another program, what was given.
         scores: `{"before": {...}, "after": {...}}`, each with `all`, `old` and `new`; None if nothing was scored.

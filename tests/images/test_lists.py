@@ -272,9 +272,18 @@ def test_a_missing_file_is_not_the_one_that_another_row_names(tmp_path, quiet):
 @pytest.mark.one_backend
 def test_a_sharp_s_is_no_other_spelling(tmp_path, quiet):
     """Two names that a search without regard to case would take for one are two."""
-    write_pictures(tmp_path, 2, 0, ("x",))
+    write_pictures(tmp_path, 3, 0, ("x",))
     os.rename(tmp_path / "x" / "0.png", tmp_path / "strasse.png")
     os.rename(tmp_path / "x" / "1.png", tmp_path / "b.png")
+    os.rename(tmp_path / "x" / "2.png", tmp_path / "ΟΔΟΣ.png")
+    (tmp_path / "a.csv").write_text("path,label\nοδος,cat\n .\\b.png,dog\n")
+    listing = list_images([tmp_path / "a.csv"], quiet)
+    assert [os.path.basename(each.path) for each in listing.files] == ["b.png"]
+    (tmp_path / "a.csv").write_text("path,label\nοδος.png,cat\n x\\..\\b.png,dog\nb,dog\n")
+    listing = list_images([tmp_path / "a.csv"], quiet)
+    assert {os.path.basename(each.path) for each in listing.files} == {"b.png", "ΟΔΟΣ.png"}
+    (note,) = listing.notes  # blanks, Windows' slashes and endings that are left out are no other spelling
+    assert "1 listed file is spelled otherwise on disk" in note
     (tmp_path / "a.csv").write_text("path,label\nStraße.png,cat\nb.png,dog\n")
     listing = list_images([tmp_path / "a.csv"], quiet)
     assert ([each.label for each in listing.files], len(listing.quarantine)) == (["dog"], 1)

@@ -142,6 +142,72 @@ def test_an_old_list_that_is_given_again_does_not_undo_a_correction(tmp_path, qu
     assert any(note.startswith(told) for note in third.facts.notes) == (label == "a")
 
 
+@pytest.mark.one_backend
+def test_of_several_corrections_the_last_one_holds(tmp_path, quiet):
+    """The old list undoes none of them; a list that changes its own word is news, there and back."""
+    write_pictures(tmp_path, 2, 0, AB)
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+
+    def say(name, label, *others):
+        rows = [f"{each},{each[0]}\n" for each in others]
+        (tmp_path / name).write_text("path,label\n" + "".join([*rows, f"{names[-1]},{label}\n"]))
+        return tmp_path / name
+
+    old = say("old.csv", "b", *names[:-1])
+    table, classes, given = None, ("a", "b", "c"), [{"data": old}]
+    given += [{"data": old, "add": say("f1.csv", "a")}, {"data": old, "add": say("f2.csv", "c")}, {"data": old}]
+    for generation, sources in enumerate(given):
+        result = merged(quiet, table, **sources, generation=generation, classes=classes)
+        table = result.manifest
+    (row,) = [row for row in table.table.to_pylist() if row["path"].endswith(names[-1])]
+    assert (row["label"], row["replaced"], row["source"]) == ("c", '["b", "a"]', str(tmp_path / "f2.csv"))
+    assert any("1 image keeps the label" in note for note in result.facts.notes)
+    say("f2.csv", "a")
+    for label in ("c", "a", "c"):
+        result = merged(quiet, table, data=say("f2.csv", label, *names[:-1]), generation=9, classes=classes)
+        assert [row["label"] for row in result.manifest.table.to_pylist() if row["path"].endswith(names[-1])] == [label]
+        table = result.manifest
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.one_backend
+def test_an_image_that_moves_back_to_its_class_is_relabelled_again(tmp_path, quiet, packed):
+    """A move corrects, and so does the move back; copies in both folders are two labels."""
+    write_pictures(tmp_path / "in", 2, 0, AB)
+    (tmp_path / "in" / "b" / "1000.png").rename(tmp_path / "in" / "b" / "x.png")
+
+    def given():
+        return shutil.make_archive(str(tmp_path / "in"), "tar", tmp_path / "in") if packed else tmp_path / "in"
+
+    table = merged(quiet, data=given()).manifest
+    for generation, (old, new) in enumerate([("b", "a"), ("a", "b"), ("b", "a")], 1):
+        (tmp_path / "in" / old / "x.png").rename(tmp_path / "in" / new / "x.png")
+        result = merged(quiet, table, data=given(), generation=generation)
+        assert [each[1:] for each in result.facts.relabels] == [(old, new)]
+        table = result.manifest
+    shutil.copy(tmp_path / "in" / "a" / "x.png", tmp_path / "in" / "b" / "x.png")
+    result = merged(quiet, table, data=given(), generation=9)
+    assert (len(result.facts.undecided), len(result.manifest)) == (1, 3)
+
+
+@pytest.mark.parametrize("away", [False, True])
+@pytest.mark.parametrize(("policy", "label"), [("quarantine", "a"), ("old", "b"), ("new", "a")])
+@pytest.mark.one_backend
+def test_old_holds_against_a_correction_that_is_given_beside_it(tmp_path, quiet, policy, label, away):
+    """Also for an image that a generation did not have. The label that is used and recorded otherwise is counted."""
+    write_pictures(tmp_path / "in", 2, 0, AB)
+    (tmp_path / "fix.csv").write_text("path,label\nin/b/1000.png,a\n")
+    (tmp_path / "rest.csv").write_text("path,label\nin/a/0.png,a\n")
+    table = ever = merged(quiet, data=tmp_path / "in").manifest
+    if away:
+        table = merged(quiet, table, data=tmp_path / "rest.csv", generation=1, ever=ever).manifest
+    options = {"data": tmp_path / "in", "add": tmp_path / "fix.csv", "generation": 2, "on_conflict": policy}
+    result = merged(quiet, table, ever=ever, **options)
+    labels = [row["label"] for row in result.manifest.table.to_pylist() if row["path"].endswith("1000.png")]
+    assert labels == [label]
+    assert [each[1:] for each in result.facts.relabels] == ([("b", "a")] if label == "a" else [])
+
+
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("kind", ["folder", "list"])
 @pytest.mark.one_backend
@@ -165,7 +231,7 @@ def test_a_corrected_image_that_was_away_comes_back_with_its_label(tmp_path, qui
     ever = recorded_ever(third.manifest, Manifest.from_table(third.away, AB))
     fourth = merged(quiet, third.manifest, data=source, generation=3, ever=ever)
     row = next(row for row in fourth.manifest.table.to_pylist() if row["path"].endswith(names[-1]))
-    assert (row["label"], row["replaced"]) == ("a", "b")
+    assert (row["label"], row["replaced"]) == ("a", "" if kind == "list" and not corrected else '["b"]')
     assert [each[1:] for each in fourth.facts.relabels] == ([] if corrected else [("b", "a")])
     assert any("keeps the label that corrected its source" in note for note in fourth.facts.notes) == corrected
 
@@ -258,7 +324,7 @@ def test_a_conflict_with_a_record_ends_as_asked(doubled, quiet, policy, label):
     """The same holds for an image that the parent remembers and that still exists."""
     first = merged(quiet, data=doubled / "old").manifest
     result = merged(quiet, first, add=doubled / "new", generation=1, on_conflict=policy)
-    assert not result.facts.relabels
+    assert len(result.facts.relabels) == (policy == "new")
     rows = {row["sha256"]: row["label"] for row in result.manifest.table.to_pylist()}
     (sha,) = [row["sha256"] for row in first.table.to_pylist() if row["path"].endswith("1000.png")]
     assert rows.get(sha) == label

@@ -316,7 +316,9 @@ def test_a_list_that_changes_is_read_like_a_folder(tmp_path, quiet, watched, pol
     write({})
     first, second, third, fourth = sorted(rows)[:4]
     table = table_of(listed, quiet).table.to_pylist()
-    corrected = [{**row, "label": "square", "replaced": "circle"} if row["path"] == fourth else row for row in table]
+    corrected = [
+        {**row, "label": "square", "replaced": '["circle"]'} if row["path"] == fourth else row for row in table
+    ]
     manifest = Manifest.from_table(manifest.table.from_pylist(corrected, manifest.table.schema), CLASSES)
     config = from_arguments(None, {"data": [str(listed)], "cache": "off", "on_conflict": policy})
     watching = Watch(config, CLASSES, SPEC, None, 0, reporter)

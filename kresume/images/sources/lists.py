@@ -21,7 +21,7 @@ from kresume.images.sources.columns import OtherLabels, OtherSplits, describe_co
 from kresume.images.sources.found import NO_CLASS, ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
 from kresume.images.sources.names import LISTS, SPLITS
 from kresume.images.sources.rows import read_rows
-from kresume.images.sources.spellings import Spellings
+from kresume.images.sources.spellings import Spellings, differ_in_spelling
 from kresume.spelling import counted, option
 from kresume.storage import locations
 from kresume.storage.damage import reason
@@ -160,7 +160,8 @@ def _without_others(
         for index in sorted(taken)
     ]
     notes = []
-    if used := [index for index in respelled if index not in taken]:
+    left = [index for index in respelled if index not in taken]
+    if used := [index for index in left if differ_in_spelling(respelled[index], found[index].path)]:
         listed, there = respelled[used[0]], found[used[0]].path
         many = counted(len(used), "listed file", "is", "are")
         notes = [f"{many} spelled otherwise on disk; the first is {there} (listed as {listed})"]

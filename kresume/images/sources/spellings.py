@@ -17,6 +17,8 @@ from kresume.addresses import is_remote
 from kresume.images.sources.names import PICTURES
 from kresume.storage import locations
 
+SHARP = "\N{LATIN SMALL LETTER SHARP S}"
+
 
 class Spellings:
     """Remembers which names the folders of a list hold, so that each folder is read once."""
@@ -70,6 +72,11 @@ class Spellings:
         return os.path.join(folder, self._names[folder].get(_folded(name)) or name)
 
 
+def differ_in_spelling(listed: str, there: str) -> bool:
+    """Returns True if two paths differ in case or Unicode form, and in nothing else."""
+    return listed != there and _folded(listed) == _folded(there)
+
+
 def _names_in(folder: str) -> dict[str, str | None]:
     """Returns the names in a folder by what they have in common with those alike; None for several alike."""
     found: dict[str, str | None] = {}
@@ -81,4 +88,6 @@ def _names_in(folder: str) -> dict[str, str | None]:
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).lower()  # `casefold` would equate Straße and Strasse
+    # `casefold` alone would equate Straße and Strasse.
+    composed = unicodedata.normalize("NFC", name).replace("\N{LATIN CAPITAL LETTER SHARP S}", SHARP)
+    return SHARP.join(part.casefold() for part in composed.split(SHARP))

@@ -25,6 +25,7 @@ from kresume.images.cache import Cache, listings_of
 from kresume.images.collect import list_sources, without_empty
 from kresume.images.manifest import LOCATION, Manifest, schema
 from kresume.images.prepare import Image, Prepared, prepare
+from kresume.images.said_before import labels_in
 from kresume.images.sources import Found
 from kresume.images.sources.found import key_of
 from kresume.images.sources.moves import Moves
@@ -131,7 +132,7 @@ class Watch:
         self._judged: dict[str, Version] = {}
         self._told: set[str] = {f"cannot be used:{name}" for name in set_aside}
         self._unlisted: set[str] = set()
-        self._recorded: tuple[Manifest | None, dict[str, tuple[str, str]]] = (None, {})
+        self._recorded: tuple[Manifest | None, dict[str, tuple[str, ...]]] = (None, {})
 
     def look(self, manifest: Manifest, everything: Manifest, poll: Callable[[], None]) -> pa.Table:
         """Finds, reads and decodes new images.
@@ -176,6 +177,7 @@ class Watch:
             drop=self._dropped | corrections.hashes_in(self._drop, None, *fresh)[0],
             ever=self._away,
             fills=False,
+            told_before=self._config.data or (),
         )
         for note in merge.facts.notes:
             self._say(f"note: {note}")
@@ -275,7 +277,7 @@ class Watch:
             self._judged[found.key] = _version(found)
         return False
 
-    def _name_relabelled(self, listed: Sequence[Found], recorded: Mapping[str, tuple[str, str]]) -> None:
+    def _name_relabelled(self, listed: Sequence[Found], recorded: Mapping[str, tuple[str, ...]]) -> None:
         """Says which recorded images have another label in the sources now.
 
         A label that was corrected before is none.
@@ -351,7 +353,8 @@ def _version(found: Found) -> Version:
     return found.bytes, found.mtime_ns
 
 
-def _labels_of(manifest: Manifest) -> dict[str, tuple[str, str]]:
-    """Returns the label of each image by its key, and the label that it replaced."""
+def _labels_of(manifest: Manifest) -> dict[str, tuple[str, ...]]:
+    """Returns the label of each image by its key, and the labels that it replaced."""
     columns = manifest.table.select(["path", "offset", "length", "label", "replaced"]).to_pydict()
-    return {key_of(*place): (label, replaced) for *place, label, replaced in zip(*columns.values(), strict=True)}
+    rows = zip(*columns.values(), strict=True)
+    return {key_of(*place): (label, *labels_in(replaced)) for *place, label, replaced in rows}
