@@ -1,5 +1,6 @@
 """Tests what weight decay leaves out: no file of Keras holds it, so it was lost in silence between a script and a run."""
 
+import functools
 import json
 
 import keras
@@ -54,11 +55,16 @@ WAYS = {
 }
 
 
-def weights_after(optimizer, model, steps=4):
+def weights_after(optimizer, model, steps=2):
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     for _ in range(steps):
         model.train_on_batch(X, Y)
     return [variable.numpy().tobytes() for variable in model.variables]
+
+
+@functools.cache
+def weights_with_decay_on_all(class_name):
+    return weights_after(getattr(keras.optimizers, class_name)(0.01, weight_decay=0.3), network())
 
 
 COPIES = [*((way, "AdamW") for way in WAYS), ("both", "SGD"), ("both", "Lion")]
@@ -88,8 +94,9 @@ def test_a_copy_of_an_optimizer_decays_what_keras_decays(way, class_name):
         assert weights_after(copy, model) == expected
         assert optimizers.describe(copy).config.get(UNDECAYED) == saved.get(UNDECAYED)
     assert (UNDECAYED in saved) == (way != "nothing")
-    every = weights_after(getattr(keras.optimizers, class_name)(0.01, weight_decay=0.3), network())
-    assert (every == expected) == (way == "nothing" or (way == "layers" and saved[UNDECAYED] == []))
+    assert (weights_with_decay_on_all(class_name) == expected) == (
+        way == "nothing" or (way == "layers" and saved[UNDECAYED] == [])
+    )
 
 
 @pytest.mark.one_backend(trains=True)
@@ -154,11 +161,10 @@ def planned(name, **more):
 def test_what_the_users_function_leaves_out_stays_out(workplace, function, out):
     """It holds in the run, in its children, a grown head, a new head, model.keras and exports."""
     (workplace / "net.py").write_text(function)
-    run_training(model="net.py:build", data=["old"], out="a", **TINY)
+    run_training(model="net.py:build", data=["old"], out="a", **{**TINY, "epochs": 1})
     assert recorded("a") == out
-    run_training("a", add=["new"], out="b", epochs=1)
-    assert recorded("b") == out
     line = f"weight decay 0.2 leaves out {len(out)} of the model's"
+    assert line in planned("a", epochs=1)
     assert read_checkpoint("a/model.keras").optimizer.config[UNDECAYED] == out
     assert line in planned("a/model.keras")
     kresume.export("a", "made", format="keras")
@@ -174,7 +180,7 @@ def test_what_the_users_function_leaves_out_stays_out(workplace, function, out):
 def test_the_option_says_what_is_left_out_from_now_on(workplace):
     """A child keeps what the option chose for its parent; none is kept, too; another optimizer or no decay drops it."""
     (workplace / "net.py").write_text(FUNCTION)
-    run_training(model="net.py:build", data=["old"], out="a", **TINY)
+    run_training(model="net.py:build", data=["old"], out="a", **{**TINY, "epochs": 1})
     (workplace / "new" / "circle").rename(workplace / "new" / "blob")
     run_training("a", add=["val"], out="d", epochs=1, exclude_from_weight_decay=["bias,gamma", "beta"])
     assert "head/bias" in recorded("d")
@@ -203,7 +209,7 @@ def test_the_functions_class_brings_what_it_leaves_out(workplace):
     """A checkpoint of Adam that changes to the AdamW of the function leaves out what the function does."""
     (workplace / "net.py").write_text(FUNCTION)
     (workplace / "adam.py").write_text(FUNCTION.replace("AdamW(1e-2, weight_decay=0.2)", "Adam(1e-2)"))
-    run_training(model="adam.py:build", data=["old"], out="a", **TINY)
+    run_training(model="adam.py:build", data=["old"], out="a", **{**TINY, "epochs": 1})
     kresume.export("a", "made", format="weights-h5")
     found = planned("made/model.weights.h5", model="net.py:build", optimizer="adamw:reset")
     assert "leaves out 5 of the model's" in found
