@@ -58,9 +58,10 @@ def main(folder: Path) -> None:
             first = {"data": ["old"], "model": "model.py:build", **TINY, "batch_size": 8, "trial": False}
             run_training(out=f"on-{device}", device=device, snapshot_every="1", **first)
             assert tf.distribute.has_strategy() == (device == "tpu")
-            shutil.copytree(f"on-{device}", f"killed-on-{device}")
-            make_interrupted(Path(f"killed-on-{device}"), "step-00000002")
-            run_training(out=f"killed-on-{device}", device=device)
+            if device == "tpu":
+                shutil.copytree("on-tpu", "killed-on-tpu")
+                make_interrupted(Path("killed-on-tpu"), "step-00000002")
+                run_training(out="killed-on-tpu", device=device)
             run_training("on-cpu", out=f"extended-on-{device}", device=device, trial=False, **EXTENSION)
             grown = {"add": ["more"], "grow": True, "average": "0.5", "precision": "mixed_float16", "epochs": 1}
             run_training(f"extended-on-{device}", out=f"grown-on-{device}", device=device, **grown)

@@ -283,14 +283,14 @@ def run(folder=None, kill=False):
     keras.utils.set_random_seed(3)
     with strategy.scope():
         layers = keras.layers
-        model = keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.BatchNormalization(), layers.Dropout(0.3),
+        model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization(), layers.Dropout(0.3),
                                   layers.Dense(2, "softmax")])
         model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    data = numbers().take(12) if folder is None else kresume.resumable(numbers, 4)
+    data = numbers().take(8) if folder is None else kresume.resumable(numbers, 4)
     options = {"steps_per_epoch": 4} if folder is None else {}
     callbacks = [] if folder is None else [kresume.BackupAndRestore(folder, save_freq=1, data=data, delete_checkpoint=False)]
     try:
-        model.fit(data, epochs=3, callbacks=[*callbacks, *([Kill()] if kill else [])], verbose=0, **options)
+        model.fit(data, epochs=2, callbacks=[*callbacks, *([Kill()] if kill else [])], verbose=0, **options)
     except Killed:
         for thread in threading.enumerate():
             if thread.name == "kresume-writer":
