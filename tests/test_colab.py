@@ -33,7 +33,7 @@ sys.stderr.write(done.stderr)
 sys.stdout.write(done.stdout)
 sys.exit(done.returncode)
 """
-"""Stands in for the program `kresume`, after the training that is killed: it imports no framework."""
+"""Stands in for the program `kresume`, but for the training that is killed: it imports no framework."""
 DOCTOR = "!kresume doctor --no-measure"
 """Skips the measurements of `doctor`, which take half a minute and are tested elsewhere."""
 
@@ -54,6 +54,12 @@ def kill_children(kernel, snapshots):
         process.kill()
 
 
+def stand_in(programs):
+    """Writes the stand-in for the program `kresume` to a folder of programs."""
+    (programs / "kresume").write_text(FORKED)
+    (programs / "kresume").chmod(0o755)
+
+
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     """Returns the executed notebook, its folder, and what the first training printed before it was killed."""
@@ -68,16 +74,17 @@ def executed(tmp_path_factory):
             cell.source = cell.source.replace("!kresume doctor", DOCTOR)
         client = nbclient.NotebookClient(book, timeout=900, resources={"metadata": {"path": str(home)}})
         killed = ""
+        stand_in(programs)
         with client.setup_kernel():
             for index, cell in enumerate(book.cells):
                 if FIRST in cell.source and cell.cell_type == "code":
+                    (programs / "kresume").unlink()
                     arguments = client.km.provisioner.pid, home / "runs" / "1-first" / "snapshots"
                     killer = threading.Thread(target=kill_children, args=arguments, daemon=True)
                     killer.start()
                     killed = text_of(client.execute_cell(cell, index))
                     killer.join(60)
-                    (programs / "kresume").write_text(FORKED)
-                    (programs / "kresume").chmod(0o755)
+                    stand_in(programs)
                 client.execute_cell(cell, index)
         yield book, home, killed
 
