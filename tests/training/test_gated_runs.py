@@ -192,37 +192,37 @@ def week(*options):
 
 
 @pytest.mark.one_backend(trains=True)
-def test_ten_weeks_of_one_growing_folder(tmp_path, monkeypatch, capsys):
+def test_eight_weeks_of_one_growing_folder(tmp_path, monkeypatch, capsys):
     """One command each week: more pictures, none, a failed gate, a relabel, a deletion, a new class; one history."""
     monkeypatch.chdir(tmp_path)
     write_pictures(Path("old"), 8, 0)
     trained("runs/1-shapes", data=["old"], **TINY)
     inbox = Path("inbox")
     codes, sizes = [], []
-    for number in range(2, 12):
+    for number in range(2, 10):
         options = []
-        if number in {2, 3, 5, 7, 10, 11}:
+        if number in {2, 4, 6, 9}:
             write_pictures(inbox, 3, 100 * number)
-        if number == 5:
+        if number == 4:
             options = ["--require", "all.loss<0"]
+        if number == 5:
+            options = ["--require", "all.loss>=0"]  # the pictures of week 4 are offered again
         if number == 6:
-            options = ["--require", "all.loss>=0"]  # the pictures of week 5 are offered again
-        if number == 7:
             moved = next((inbox / "circle").iterdir())
             moved.rename(inbox / "square" / moved.name)
-        if number == 8:
+        if number == 7:
             next((inbox / "stripes").iterdir()).unlink()
             options = ["--on-missing", "drop"]
             write_pictures(inbox, 1, 880)
-        if number == 9:
-            write_pictures(inbox, 4, 900, ("zebra",))
+        if number == 8:
+            write_pictures(inbox, 4, 9000, ("zebra",))
             assert week() == 1  # unknown class folders are an error that names --grow
             assert "--grow" in capsys.readouterr().err
             options = ["--grow=zebra"]
         codes.append(week(*options))
         sizes.append(len(Manifest.read(runs.list_runs("runs").runs[-1].manifest)))
         capsys.readouterr()
-    assert codes == [0, 0, 4, 3, 0, 0, 0, 0, 0, 0]
+    assert codes == [0, 4, 3, 0, 0, 0, 0, 0]
     history = [
         (Path(each.path).name, each.status, each.parent, each.classes) for each in kresume.lineage("runs").generations
     ]
