@@ -231,7 +231,7 @@ def test_without_data_it_is_exact_at_epoch_ends(tmp_path):
     y = (x.sum(axis=1) > 0).astype("int32")
 
     def run(folder, kill=()):
-        model = build()
+        model = default_model()()
         callback = kresume.BackupAndRestore(folder, delete_checkpoint=False)
         callbacks = [*watchers(), *kill, callback]
         try:
@@ -503,7 +503,7 @@ def test_what_scripts_read_of_kerass_callback(tmp_path):
     assert json.loads((folder / "training_metadata.json").read_text()) == {"epoch": 1, "batch": 1}
     callback = kresume.BackupAndRestore(folder, data=kresume.resumable(numbers, STEPS))
     assert (callback.backup_dir, callback.save_freq) == (str(folder), "epoch")
-    model = build()
+    model = default_model()()
     model.fit(numbers(0), steps_per_epoch=1, epochs=1, verbose=0)
     (folder / "foreign.txt").write_text("mine")
     train(folder, delete_checkpoint=True)
@@ -522,13 +522,13 @@ def test_kerass_own_backup_is_read_and_its_torn_pair_passed_over(tmp_path, capfd
             if epoch == 2:
                 raise Killed
 
-    model = build()
+    model = default_model()()
     theirs = keras.callbacks.BackupAndRestore(str(tmp_path), double_checkpoint=True)
     with pytest.raises(Killed):
         model.fit(x, y, 5, epochs=5, shuffle=False, callbacks=[theirs, Die()], verbose=0)
     weights = tmp_path / "latest.weights.h5"
     weights.write_bytes(weights.read_bytes()[:1000])
-    model = build()
+    model = default_model()()
     model.fit(x, y, 5, epochs=5, shuffle=False, callbacks=[kresume.BackupAndRestore(tmp_path)], verbose=0)
     told = capfd.readouterr().err
     assert "continuing from Keras's own backup (latest.weights.h5.bkp) at epoch 3" in told
@@ -543,7 +543,7 @@ def test_kerass_own_backup_is_read_and_its_torn_pair_passed_over(tmp_path, capfd
     for name in ("latest.weights.h5", "latest.weights.h5.bkp"):
         (tmp_path / name).write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        build().fit(x, y, 5, epochs=5, callbacks=[kresume.BackupAndRestore(tmp_path)], verbose=0)
+        default_model()().fit(x, y, 5, epochs=5, callbacks=[kresume.BackupAndRestore(tmp_path)], verbose=0)
 
 
 @pytest.mark.parametrize("per_call", few_under_jax([1, 3, 4], [4]))
@@ -561,8 +561,10 @@ def test_the_step_of_a_backup_is_that_of_the_optimizer(tmp_path, capfd, per_call
         def on_epoch_begin(self, epoch, logs=None):
             self.epoch = epoch
 
+    made = Remade(lambda: build(steps_per_execution=per_call))
+
     def fit(*others):
-        model = build(steps_per_execution=per_call)
+        model = made()
         backup = kresume.BackupAndRestore(tmp_path / "b", save_freq=per_call, delete_checkpoint=False)
         model.fit(x, y, 1, epochs=3, shuffle=False, callbacks=[backup, *others], verbose=0)
         return int(model.optimizer.iterations)
@@ -590,11 +592,11 @@ def test_kerass_own_backup_in_an_epoch_is_continued_as_keras_does(tmp_path, capf
     arrays = []
     for callback in (keras.callbacks.BackupAndRestore, kresume.BackupAndRestore):
         folder = tmp_path / callback.__module__
-        model = build()
+        model = default_model()()
         theirs = keras.callbacks.BackupAndRestore(str(folder), save_freq=2)
         with pytest.raises(Killed):
             model.fit(x, y, 3, epochs=3, shuffle=False, callbacks=[theirs, Die()], verbose=0)
-        model = build()
+        model = default_model()()
         model.fit(x, y, 3, epochs=3, shuffle=False, callbacks=[callback(str(folder))], verbose=0)
         arrays.append([variable.numpy().tobytes() for variable in (*model.variables, *model.optimizer.variables)])
     assert "at epoch 2, whose first 2 batches it trains again, as Keras does" in capfd.readouterr().err

@@ -13,8 +13,8 @@ BEGIN = """
 import hashlib, os
 import keras, numpy as np, kresume
 keras.utils.set_random_seed(0)
-x = np.random.default_rng(0).random((8, 5)).astype("float32")
-y = np.arange(8) % 3
+x = np.random.default_rng(0).random((4, 5)).astype("float32")
+y = np.arange(4) % 3
 
 class Killed(BaseException):
     pass
@@ -250,8 +250,8 @@ def test_a_number_and_a_schedule_replace_each_other(run, capsys, back):
     assert run(code(first), kill=(1, 2)) is None
     done = run(code(then))
     assert done["trained"][0] in {(1, 1), (1, 2)}
-    assert done["rate"] == pytest.approx(0.01 if back else 0.0984, rel=1e-2)
-    assert int(done["model"].optimizer.iterations) == 8
+    assert done["rate"] == pytest.approx(0.01 if back else 0.0996, rel=1e-3)
+    assert int(done["model"].optimizer.iterations) == 4
     said = capsys.readouterr().err
     assert f"learning_rate {'CosineDecay -> 0.01' if back else '0.01 -> CosineDecay'}" in said
 
