@@ -208,7 +208,7 @@ def test_out_that_holds_something_else(workplace, parent):
 def test_the_command_that_a_mismatch_names_trains(workplace, monkeypatch, ends):
     """It names no source that the run remembers, and a rate where the run's own has come down."""
     shared = {"add": ["new"], "val": ["val"], "batch_size": 5, "out": "runs/2-shapes"}
-    run_training(data=["old"], out="runs/1-shapes", **TINY)
+    trained("runs/1-shapes", data=["old"], **TINY)
     if ends == "finished":
         run_training("runs/1-shapes", epochs=1, **shared)
     else:
@@ -373,7 +373,7 @@ def test_what_was_dropped_does_not_come_back(workplace):
 def test_an_image_that_was_away_keeps_its_split(workplace, tmp_path, why):
     """Its split is decided once: also if it was gone, in conflict or not given for two weeks, whatever gives it back."""
     given = {**TINY, "epochs": 1, "val_split": 0.3}
-    run_training(data=["old"], out="runs/1", **given)
+    trained("runs/1", data=["old"], **given)
     rows = pq.read_table(runs.open_run("runs/1").manifest).to_pylist()
     validated = [row for row in rows if row["side"] == "val"]
     held = {row["sha256"]: row for row in [*validated, *[row for row in rows if row["side"] == "train"][:3]]}
@@ -608,7 +608,7 @@ def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures):
 
     Its writer may be at work, and JAX compiles anew in the process that continues: other tests share what it compiled.
     """
-    given = {"image_size": "10", "batch_size": 5, "epochs": 4, "snapshot_every": "3"}
+    given = {"image_size": "10", "batch_size": 5, "epochs": 3, "snapshot_every": "3"}
     whole = trained(tmp_path / "whole", data=[str(pictures / "old")], **given)
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     again, options = command(tmp_path, "train", "--data", pictures / "old", *flags, "--out", "killed")

@@ -47,7 +47,7 @@ def test_deterministic_kernels_train_and_repeat(tmp_path, pictures):
             "--exact",
             "on",
         ]
-        words += ["--no-trial", "--image-size", "10", "--epochs", "2", "--batch-size", "5"]
+        words += ["--no-trial", "--image-size", "10", "--epochs", "1", "--batch-size", "5"]
         forking.run(words, check=True, cwd=tmp_path, env=dict(os.environ))
         runs.append(result_arrays(tmp_path / name))
     assert_same_bytes(*runs)
