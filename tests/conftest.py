@@ -1,5 +1,6 @@
 """Provides folders of pictures, a cache for the session, and the backend that KERAS_BACKEND names."""
 
+import atexit
 import gc
 import os
 import random
@@ -38,6 +39,7 @@ def pytest_configure(config):
     JAX_COMPILATION_CACHE_DIR, if it is set, names a folder that stays; else the session's folder is removed at its end.
     """
     if hasattr(config, "workerinput"):
+        atexit.register(os._exit, 0)  # the last thing: TensorFlow would wait for each iterator that a test left behind
         return
     os.environ.setdefault("XLA_FLAGS", QUICKLY)
     folder = tempfile.mkdtemp(prefix="kresume-tests-")
@@ -62,11 +64,14 @@ def pytest_sessionstart():
 
 LONG = frozenset(
     {
-        "test_added_images", "test_backup", "test_backup_feeding", "test_colab", "test_docs", "test_exact_continuation",
-        "test_export_saved_model", "test_fed_as_trained", "test_foreign_parents", "test_freezing",
-        "test_frozen_layers", "test_gated_runs", "test_hub", "test_image_dataset", "test_images", "test_inputs",
-        "test_losses", "test_one_process", "test_power_cuts", "test_pretrained", "test_restore", "test_several_devices",
-        "test_several_hosts", "test_statistics", "test_torch", "test_watch",
+        "test_adapters", "test_added_images", "test_averaged_runs", "test_backup", "test_backup_callbacks",
+        "test_backup_feeding", "test_backup_models", "test_backup_promises", "test_colab", "test_docs", "test_evaluate",
+        "test_exact_continuation", "test_export_formats", "test_export_saved_model", "test_fed_as_trained",
+        "test_fits_of_script", "test_foreign_parents", "test_freezing", "test_frozen_layers", "test_gated_runs",
+        "test_grown_runs", "test_hub", "test_image_dataset", "test_images", "test_inputs", "test_losses",
+        "test_one_process", "test_power_cuts", "test_pretrained", "test_rates_restored", "test_real_pictures",
+        "test_restore", "test_several_devices", "test_several_hosts", "test_statistics", "test_taught_runs",
+        "test_torch", "test_watch", "test_weeks_in_a_row", "test_weight_decay",
     }
 )  # fmt: skip
 """Files that take longest."""
