@@ -43,13 +43,14 @@ from kresume.drop_in import (
 from kresume.drop_in.backup_arguments import check_arguments, check_model
 from kresume.drop_in.backup_paths import PathsOfKeras
 from kresume.drop_in.backup_place import Place
+from kresume.drop_in.data_position import DataPosition
 from kresume.drop_in.stream import Stream, stream_of
 from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
 from kresume.models import own_counts
 from kresume.reporter import Reporter
 from kresume.storage import atomic
-from kresume.training.loop import callback_state
+from kresume.training.loop import callback_list, callback_state
 from kresume.training.loop.callback_logs import CallbackLogs
 from kresume.training.loop.writer import RunWriter
 from kresume.training.snapshot_policy import Retention
@@ -102,6 +103,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         self.double_checkpoint, self.delete_checkpoint = double_checkpoint, delete_checkpoint
         self.on_new_data, self.strict = on_new_data, strict
         self._stream: Stream | None = stream_of(data) if data is not None else None
+        self._position = DataPosition(self._stream)
         self._reporter, self._lines = Reporter(), fit_of_script.calling_lines()
         self._place = Place(backup_dir, self._reporter)
         self._base = self._place.folder
@@ -133,10 +135,10 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         super().set_model(model)
         self._call = None
         self._look_at_fit()
-        self._list = callback_state.list_that_calls(self)
+        self._list = callback_list.list_that_calls(self)
         if self._list is not None:
             self._list.callbacks = [*self._others(), self]
-            callback_state.let_all_hear(self._list, lambda: self._begin_batch)
+            callback_list.let_all_hear(self._list, lambda: self._begin_batch, self._position.lent, self._position.begun)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Restores the newest backup that is intact."""
@@ -163,7 +165,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         elif backup_keras.exists(self._folder):
             self._continue_at(backup_keras.restore(str(self._folder), self._model, self._epochs()))
         if self._stream is not None:
-            self._stream.seek(self._current_epoch, self._begin_batch)
+            self._position.wait(self._current_epoch, self._call.first if self._call is not None else 0)
             self._stream.save(self._folder)
         for note in data_order.at_first(self._call, self._stream) if not snapshot.list_snapshots(self._folder) else ():
             self._reporter.say(f"{self.backup_dir}: {note}")
@@ -179,8 +181,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
             self._call.earlier.begin(epoch, continues=self._continues)
         self._drawn = self._begin_batch
         self._last_batch_seen = max(0, self._drawn - 1)
-        if self._stream is not None:
-            self._stream.seek(epoch, self._begin_batch)
+        self._position.begin(epoch, self._begin_batch)
         if self._resumed is not None:
             # The other callbacks have begun this epoch twice, before the backup and now: the backup holds their first
             # state.

@@ -42,6 +42,7 @@ class FitCall:
         steps: batches per epoch, None if unknown.
         earlier: brings the data to the epoch of a backup.
         validations: brings the validation data there.
+        first: the epoch at which the training begins: `fit(initial_epoch=...)`.
     """
 
     x: Any
@@ -50,6 +51,7 @@ class FitCall:
     steps: int | None
     earlier: EarlierEpochs
     validations: EarlierValidations
+    first: int = 0
 
     @property
     def iterator(self) -> Any:
@@ -164,7 +166,8 @@ def find() -> FitCall | None:
                 int(iterator.steps_per_execution),
                 first,
             )
-            return FitCall(x, given.get("class_weight"), reference, int(steps) if steps else None, earlier, validations)
+            count = int(steps) if steps else None
+            return FitCall(x, given.get("class_weight"), reference, count, earlier, validations, first)
     return None
 
 

@@ -65,6 +65,10 @@ class ImageStream(Stream):
         """Returns the most batches of any epoch from now on."""
         return max(self._length(index) for index in range(self._list_of(self.epoch), len(self._lists)))
 
+    def same_list(self, epoch: int, other: int) -> bool:
+        """Returns True if two epochs are read of one list, which is known."""
+        return min(epoch, other) >= self._lists[0][0] and self._list_of(epoch) == self._list_of(other)
+
     def step(self, epoch: int, batch: int) -> int:
         """Returns the number of batches of this epoch's list before this one."""
         return (epoch - self._lists[self._list_of(epoch)][0]) * self.steps(epoch) + batch

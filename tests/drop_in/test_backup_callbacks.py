@@ -105,9 +105,10 @@ def drive(model, folder, callbacks=(), *, data=None, epochs=EPOCHS, **options):
         called.on_train_begin()
         for epoch in range(model._initial_epoch or 0, epochs):
             called.on_epoch_begin(epoch)
-            for batch in range(stream.batch, stream.steps(epoch)):
-                called.on_train_batch_begin(batch - stream.batch)
-                called.on_train_batch_end(batch - stream.batch, losses(epoch, batch))
+            first = stream.batch
+            for batch in range(first, stream.steps(epoch)):
+                called.on_train_batch_begin(batch - first)
+                called.on_train_batch_end(batch - first, losses(epoch, batch))
                 done[epoch] = done.get(epoch, 0) + 1
                 if model.stop_training:
                     break

@@ -496,6 +496,7 @@ VALIDATIONS = {
     "a part of the training data (`take`)": lambda data: {"validation_data": data.take(1)},
 }
 OF_TRAINING = "a part of the training data (`take`)"
+OF_DATA = "the dataset of `data=` itself"
 GENERATOR = "generator, `validation_steps`"
 ANEW = "begins anew, and a line says so"
 
@@ -526,6 +527,55 @@ def test_validation_data_go_on_in_their_order(model, tmp_path, kind, ours_too):
     assert_same_bytes(expected, found)
     assert counted.scores == {epoch: whole.scores[epoch] for epoch in counted.scores}
     assert min(counted.scores) < 5
+
+
+class Reads(Validated):
+    """Reads the training data wherever a callback is called, and keeps what it read."""
+
+    def __init__(self, data, kill=None):
+        super().__init__(kill)
+        self.data, self.read, self.epoch = data, {}, 0
+
+    def _read(self, where, batch=0):
+        self.read[where, self.epoch, batch] = [float(np.sum(x)) for x, _ in self.data]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self._read("epoch begins")
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._read("batch begins", batch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._read("batch ends", batch)
+        super().on_train_batch_end(batch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._read("epoch ends")
+        super().on_epoch_end(epoch, logs)
+
+
+@pytest.mark.parametrize("kill", few_under_jax([6, 2 * STEPS], [6]))
+def test_other_readers_of_the_data_read_whole_epochs(model, tmp_path, kill):
+    """Continued within an epoch, the data began for validation and for callbacks, too, where the training continued."""
+    feed = Feed("", ours, OURS, epochs=3)
+
+    def run(folder, freq, kill=None):
+        source = ours()
+        counter = Reads(source, kill)
+        backup = kresume.BackupAndRestore(folder, save_freq=freq, data=source)
+        done = fit(model, source, [backup, counter], feed, {"validation_data": source})
+        return (counter, done[1]) if done is not None else None
+
+    whole, expected = run(tmp_path / "whole", 1)
+    assert {len(read) for read in whole.read.values()} == {STEPS}
+    freq = 1 if kill < 2 * STEPS else "epoch"
+    assert run(tmp_path / "killed", freq, kill) is None
+    counted, found = run(tmp_path / "killed", freq)
+    assert_same_bytes(expected, found)
+    assert counted.read == {where: whole.read[where] for where in counted.read}
+    assert counted.scores == {epoch: whole.scores[epoch] for epoch in counted.scores}
+    assert len(counted.scores) == 3 - (kill - 1) // STEPS
 
 
 @pytest.mark.one_backend(trains=True)
@@ -619,6 +669,7 @@ def render(page: str) -> str:
     rows += [f"| {feed.called} | {' | '.join(feed.outcomes)} |" for feed in FEEDS]
     rows += ["", "| validation data | with `data=` | without |", "|---|---|---|"]
     rows += [f"| {kind} | {'not tried' if kind == OF_TRAINING else EXACT} | {EXACT} |" for kind in VALIDATIONS]
+    rows += [f"| {OF_DATA} | {EXACT} | not tried |"]
     rows += [f"| {GENERATOR} | {ANEW} | {ANEW} |"]
     return TABLE.sub(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], page)
 
