@@ -245,15 +245,15 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
             self._stream.release(self._current_epoch)
         if self._writer is not None:
             self._writer.join()
-        if self._call is not None:
-            self._call.ended()
-        self._begun, self._call = False, None
         removes = self.delete_checkpoint and not self._ahead
         if removes and (
             why := backup_save.why_kept(str(self._folder), self._model, logs, self._current_epoch, self._epochs())
         ):
             self._reporter.warn(why)
             removes = False
+        if self._call is not None:
+            self._call.ended("" if removes else str(self._folder))
+        self._begun, self._call = False, None
         if removes:
             backup_files.remove(self._folder)
         elif self._ahead:
@@ -320,6 +320,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
             self._stream,
             self.on_new_data,
             self._optimizer,
+            self.delete_checkpoint,
         )
         # Keras's callback repeats the epoch in which `fit` raised; so does this one, unless `strict` is given.
         epoch_again = again and self._stream is None and self.strict is None
@@ -332,6 +333,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         self._resumed, self._ahead = restored.as_before, restored.ahead
         self._continues = True
         self._model._initial_epoch = restored.initial_epoch
+        self._model.stop_training |= restored.stopped  # as the training left it; its backups are not needed any more
         self._reporter.say(restored.line)
 
     def _name_forgetful(self) -> None:

@@ -34,6 +34,8 @@ from kresume.values.state import TrainState
 
 ALL_DAMAGED = "restore one from a copy, or remove the folder to start again (double_checkpoint=True keeps one more)"
 """The way on if no backup can be read."""
+REMOVED = "; fit returns now and removes its backups (delete_checkpoint=False keeps them)"
+"""The end of a message that nothing is left to train, if the backups are removed."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Target:
         stream: the data of `data=`, None if the data are the user's own.
         on_new_data: the argument of `BackupAndRestore`.
         optimizer: the serialized optimizer that `compile` made.
+        deletes: True if the backups are removed when `fit` ends.
     """
 
     backup_dir: str
@@ -61,6 +64,7 @@ class Target:
     stream: Stream | None
     on_new_data: Literal["next-epoch", "error"]
     optimizer: Mapping[str, Any]
+    deletes: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Restored:
         as_before: called with the other callbacks once the interrupted epoch has begun; restores that epoch's state.
             None between epochs.
         ahead: True if the backup is ahead of the requested epochs.
+        stopped: True if a callback had ended the training, and nothing is left to train.
     """
 
     step: int
@@ -85,6 +90,7 @@ class Restored:
     line: str
     as_before: Callable[[Sequence[Any]], None] | None = None
     ahead: bool = False
+    stopped: bool = False
 
 
 def move_data(folder: Path, stream: Stream, on_new_data: Literal["next-epoch", "error"]) -> None:
@@ -171,7 +177,8 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     if from_its_beginning:
         batch = 0
     if target.call is not None:
-        target.call.validations.pass_by(epoch)
+        target.call.lived_through(target.backup_dir)
+        target.call.validations.pass_by(epoch if target.epochs is None else min(epoch, target.epochs))
         target.call.validations.seek(records.get("validation"))
     messages = _skip_batches(records, target, batch)
     if messages:
@@ -227,6 +234,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         "; ".join([f"{target.backup_dir}: {doing}", *messages]),
         as_before if batch else None,
         ahead,
+        bool(ended and records["stopped"] and not ahead),
     )
 
 
@@ -239,11 +247,19 @@ def rate_of(model: Any) -> float | None:
     return float(live_state.host_array(rate.value)) if isinstance(rate, keras.Variable) else None
 
 
-def all_epochs_done(done: int, epochs: int | None, step: int) -> str:
-    """Returns a message if no requested epoch is left to train; else an empty string."""
+def all_epochs_done(done: int, epochs: int | None, step: int, *, way_on: bool = True) -> str:
+    """Returns a message if no requested epoch is left to train; else an empty string.
+
+    Args:
+        done: the number of epochs trained.
+        epochs: the requested number.
+        step: the number of steps trained.
+        way_on: False if the backups are removed now, as by any fit that ends.
+    """
     if epochs is None or done < epochs:
         return ""
-    return f"all {epochs} epochs are done (step {step:,}); give fit(epochs=...) more than {done} to train further"
+    end = f"; give fit(epochs=...) more than {done} to train further" if way_on else REMOVED
+    return f"all {epochs} epochs are done (step {step:,}){end}"
 
 
 def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> list[str]:
@@ -258,10 +274,13 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
     call = target.call
     if call is None or target.stream is not None:
         return []
-    if target.epochs is not None and (int(records["epoch"]), batch) >= (target.epochs, 0):
-        return []  # nothing is left to train
-    call.earlier.pass_by(int(records["epoch"]))
-    call.earlier.pass_by_passes(int(records.get("passes") or 1) - 1)
+    epoch, passes = int(records["epoch"]), int(records.get("passes") or 1)
+    if target.epochs is not None and (epoch, batch) >= (target.epochs, 0):  # nothing is left to train
+        call.earlier.pass_by(target.epochs)  # a later fit finds the data as the finished one left them
+        call.earlier.pass_by_passes(passes if epoch == target.epochs else 0)
+        return []
+    call.earlier.pass_by(epoch)
+    call.earlier.pass_by_passes(passes - 1)
     before, now = records.get("steps"), call.steps
     if batch and before != now and "steps" in records:
         raise UsageError(
@@ -271,7 +290,7 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
     drawn = records.get("drawn") if batch or not records["batch"] else None
     if call.begin_behind(batch, drawn, lambda: generators.restore(records.get("generators"))):
         return []
-    call.validations.pass_by(int(records["epoch"]) + 1)  # the order of later ones is as if it had been done
+    call.validations.pass_by(epoch + 1)  # the order of later ones is as if it had been done
     return ["the interrupted epoch has no batches left: its validation and its entry in the history are skipped"]
 
 
@@ -337,8 +356,8 @@ def _why_ended(
             f"the backup (step {step:,}) is ahead of the requested {epochs} epochs, and stays; give fit(epochs=...) more than "
             f"{done} to train further"
         )
-    if all_done := all_epochs_done(done, epochs, step):
-        return f"{all_done}{', or, for another training, a folder of its own' * fit_returned}"
+    if all_done := all_epochs_done(done, epochs, step, way_on=not target.deletes):
+        return f"{all_done}{', or, for another training, a folder of its own' * (fit_returned and not target.deletes)}"
     if not records["stopped"]:
         return ""
     end = f"after epoch {done} of {epochs} (step {step:,})"
@@ -351,17 +370,13 @@ def _why_ended(
         return ""
     if callback_state.stopped_by_patience(records["callbacks"]):
         if callback_state.out_of_patience(target.callbacks):
-            return (
-                f"EarlyStopping ended the training {end}; to train further, give it more patience, fit more epochs, or new "
-                "images"
-            )
+            more = "; to train further, give it more patience, fit more epochs, or new images"
+            return f"EarlyStopping ended the training {end}{REMOVED if target.deletes else more}"
         callback_state.take_back_stop(target.callbacks, renew=False)
         messages.append("EarlyStopping had ended the training, but now it has more patience")
         return ""
     if fit_returned:
         messages.append("a callback had ended the training, and may end it again")
         return ""
-    return (
-        f"a callback ended the training {end}, and the process died before fit returned; fit returns now, run the script "
-        "again to train further"
-    )
+    more = "; fit returns now, run the script again to train further"
+    return f"a callback ended the training {end}, and the process died before fit returned{REMOVED if target.deletes else more}"

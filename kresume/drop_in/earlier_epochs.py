@@ -18,6 +18,8 @@ import keras
 
 _drawn: weakref.WeakKeyDictionary[Any, tuple[int, int]] = weakref.WeakKeyDictionary()
 """Epochs begun and iterators made by a `fit` that raised, by the data: given again, they are not at their beginning."""
+_kept: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], tuple[int, int]]] = weakref.WeakKeyDictionary()
+"""The same of a `fit` that ended and kept its backups, by the data, and by folder and first epoch: they may be continued."""
 
 
 class EarlierEpochs:
@@ -72,10 +74,21 @@ class EarlierEpochs:
             self._made += 1
         self._remember()
 
-    def ended(self) -> None:
-        """Forgets what this `fit` drew, because it ended: a later one counts from its own beginning."""
+    def ended(self, kept: str) -> None:
+        """Lets a later `fit` count from its own beginning, because this one ended.
+
+        Args:
+            kept: the folder in which its backups stay; empty if they are removed.
+        """
         if self._remembers:
             _drawn.pop(self._x, None)
+            if kept:
+                _kept.setdefault(self._x, {})[kept, self._first] = (self._ended, self._made)
+
+    def lived_through(self, folder: str) -> None:
+        """Counts what a `fit` of this process that kept its backups in a folder drew from the same data."""
+        if self._remembers and self._x not in _drawn:
+            self._ended, self._made = _kept.get(self._x, {}).get((folder, self._first), (self._ended, self._made))
 
     def _remember(self) -> None:
         if self._remembers:

@@ -20,6 +20,8 @@ from kresume.drop_in.stream import stream_in
 
 _passed: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 """Validations of a `fit` that did not end, by the data: given again, they are not at their beginning."""
+_kept: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], int]] = weakref.WeakKeyDictionary()
+"""The same of a `fit` that ended and kept its backups, by the data, and by folder and first epoch: they may be continued."""
 
 
 class EarlierValidations:
@@ -81,10 +83,21 @@ class EarlierValidations:
         if self._remembers:
             _passed[self.data] = sum(map(self._validates, range(self._first, epoch)))
 
-    def ended(self) -> None:
-        """Forgets what this `fit` did, because it ended: a later one counts from its own beginning."""
-        if self._remembers:
-            _passed.pop(self.data, None)
+    def ended(self, kept: str) -> None:
+        """Lets a later `fit` count from its own beginning, because this one ended.
+
+        Args:
+            kept: the folder in which its backups stay; empty if they are removed.
+        """
+        done = _passed.pop(self.data, None) if self._remembers else None
+        if done is not None and kept:
+            _kept.setdefault(self.data, {})[kept, self._first] = done
+
+    def lived_through(self, folder: str) -> None:
+        """Counts the validations of a `fit` of this process that kept its backups in a folder."""
+        found = _kept.get(self.data, {}).get((folder, self._first)) if self._remembers else None
+        if found is not None:
+            _passed.setdefault(self.data, found)
 
 
 def _iterators_of(data: Any, steps: int | None, per_call: int) -> int:

@@ -135,10 +135,19 @@ class FitCall:
         """Counts the validation of an epoch that ended, by its index."""
         self.validations.done(epoch + 1)
 
-    def ended(self) -> None:
-        """Forgets what this `fit` drew, because it ended."""
-        self.earlier.ended()
-        self.validations.ended()
+    def ended(self, kept: str) -> None:
+        """Counts later draws anew, because this `fit` ended.
+
+        Args:
+            kept: the folder in which its backups stay; empty if they are removed.
+        """
+        self.earlier.ended(kept)
+        self.validations.ended(kept)
+
+    def lived_through(self, folder: str) -> None:
+        """Counts what a `fit` of this process that kept its backups in a folder drew from the same data."""
+        self.earlier.lived_through(folder)
+        self.validations.lived_through(folder)
 
     def forget_length(self) -> None:
         """Makes Keras count the next epoch's length again, instead of reusing a shortened epoch's."""

@@ -632,6 +632,58 @@ def test_a_training_that_begins_later_counts_from_there(model, tmp_path):
     assert_same_bytes(expected, found)
 
 
+LEFT_BY_A_FIT = {
+    "known length": (shuffled, {}, STEPS),
+    "unknown length": (lambda: shuffled().filter(lambda x, y: True), {}, STEPS),
+    "steps_per_epoch": (shuffled, {"steps_per_epoch": 2}, 2),
+    "PyDataset": (Shuffled, {"shuffle": False}, STEPS),
+}
+
+
+@pytest.mark.parametrize("kind", few_under_jax(list(LEFT_BY_A_FIT), ["known length"]))
+def test_a_finished_fit_leaves_the_data_to_the_next_as_if_it_had_trained(model, tmp_path, kind):
+    """Two fits on the same data, with a folder each: the first one, which is only restored, made none of its iterators."""
+    make, options, steps = LEFT_BY_A_FIT[kind]
+    feed = Feed("", make, REPEATS, options, epochs=3, steps=steps)
+
+    def run(folder, kill=None):
+        data, done = make(), []
+        for name, dies in (("head", None), ("again", None), ("all", kill)):
+            # A cell of a notebook may be run again: it is finished, and the data have lived through it.
+            path = tmp_path / folder / ("head" if name == "again" else name)
+            backup = kresume.BackupAndRestore(path, save_freq=2, delete_checkpoint=False)
+            done.append(fit(model, data, [backup, Counter(dies)], feed))
+        return done[-1]
+
+    _, expected = run("whole")
+    assert run("killed", kill=steps + 1) is None
+    counted, found = run("killed")
+    assert_same_bytes(expected, found)
+    assert counted.updates == 2 * steps
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_loop_of_fits_goes_on_in_the_order_of_its_data(model, tmp_path):
+    """One fit for each epoch, with one folder that stays: those that are done pass by the iterators that they made."""
+
+    def run(folder, kill=None):
+        data, updates = shuffled(), 0
+        for epoch in range(4):
+            backup = kresume.BackupAndRestore(tmp_path / folder, save_freq=2, delete_checkpoint=False)
+            feed = Feed("", shuffled, REPEATS, {"initial_epoch": epoch}, epochs=epoch + 1)
+            done = fit(model, data, [backup, Counter(kill if epoch == 2 else None)], feed)
+            if done is None:
+                return None
+            updates += done[0].updates
+        return updates, done[1]
+
+    _, expected = run("whole")
+    assert run("killed", kill=3) is None
+    updates, found = run("killed")
+    assert_same_bytes(expected, found)
+    assert updates == 2 * STEPS - 2
+
+
 class KilledAtTheEnd(Counter):
     """Dies after the last update of the first epoch, before its end is backed up."""
 

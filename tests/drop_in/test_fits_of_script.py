@@ -118,6 +118,35 @@ def test_each_fit_has_its_own_backup(run, tmp_path, capsys, name):
     assert not (tmp_path / "backup").exists()
 
 
+STOPPED_EARLY = """
+class DieAtTheEnd(keras.callbacks.Callback):
+    def on_train_end(self, logs=None):
+        if kill == "end":
+            raise Killed
+
+stops = keras.callbacks.EarlyStopping("loss", min_delta=9, patience=1, restore_best_weights=True)
+prepare(model, 1e-2, False)
+model.fit(x, y, 4, 9, 0, callbacks=[stops, DieAtTheEnd(), kresume.BackupAndRestore(folder), Die(1)], shuffle=False)
+stopped, left = model.stop_training, os.path.exists(folder)
+"""
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_fit_that_was_stopped_early_and_killed_before_it_returned_has_ended(run, tmp_path, capsys):
+    """The process that trains nothing kept the backup, and the second fit continued from it."""
+    expected = run(STOPPED_EARLY + WHOLE)
+    assert run(STOPPED_EARLY + WHOLE, "killed", kill="end") is None
+    capsys.readouterr()
+    done = run(STOPPED_EARLY + WHOLE, "killed")
+    assert done["trained"] == [(2, epoch) for epoch in range(3)]
+    assert (done["digest"], done["stopped"], done["left"]) == (expected["digest"], True, False)
+    said = capsys.readouterr().err
+    assert "nothing is left to train: EarlyStopping ended the training after epoch 2 of 9" in said
+    assert "fit returns now and removes its backups" in said
+    assert "warning" not in said
+    assert not (tmp_path / "killed").exists()
+
+
 LOGGED = """
 log = keras.callbacks.CSVLogger(folder + ".csv", append=True)
 
