@@ -222,9 +222,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         generators.restore(records.get("generators"))
     messages += [] if ended else filter(None, [begins_again, data_order.of_validation(target.call)])
     if batch and target.stream is None and not ended:
-        metrics = "its training metrics cover the others alone"
-        skipped = f"the {batch:,} batches that it drew are skipped in the order that the data have now"
-        messages.append(metrics if begins_again else f"{skipped}, and {metrics} (data= continues both)")
+        messages.append(_of_skipped(batch, begins_again))
     doing = f"nothing is left to train: {ended}" if ended else f"continuing at step {step:,} ({where})"
     return Restored(
         step,
@@ -236,6 +234,13 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         ahead,
         bool(ended and records["stopped"] and not ahead),
     )
+
+
+def _of_skipped(batch: int, begins_again: str) -> str:
+    """Returns a message about the metrics of an interrupted epoch without `data=`, and about its batches."""
+    metrics = "its training metrics cover the others alone"
+    skipped = f"the {batch:,} batches that it drew are skipped in the order that the data have now"
+    return metrics if begins_again else f"{skipped}, and {metrics} (data= continues both)"
 
 
 def rate_of(model: Any) -> float | None:

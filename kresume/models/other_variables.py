@@ -4,18 +4,20 @@
     notes = restore(model, records, groups)
 
 Keras saves `model.variables`. A `tf.Variable` on the model or on a layer (a step count, a moving threshold), and a variable
-of a `keras.losses.Loss`, are not among them, but training reads and changes them.
+of a `keras.losses.Loss`, are not among them, but training reads and changes them. Nor are the states of random generators that
+only a plain object, a loss or a function knows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import keras
 import numpy as np
 
 from kresume.backend import live_state
+from kresume.models.found_variables import Walk, is_list, used_by_methods, variables_in
 
 GROUP = "other_variables"
 """Name of the addresses in a snapshot's records, and of the group of arrays."""
@@ -61,15 +63,24 @@ def _found(model: keras.Model) -> dict[str, Any]:
     tracked = [*model.variables, *model.metrics_variables, *getattr(model.optimizer, "variables", ())]
     known = {id(each) for variable in tracked for each in (variable, _held_by(variable))}
     result: dict[str, Any] = {}
-    for owner, value in _owners(model):
-        for name, content in sorted(vars(value).items()):
-            if name.startswith(("_tracker", "_self_")):  # the same objects once more
-                continue
-            for address, variable in _variables_in(f"{owner}.{name}", content):
-                if not known & {id(variable), id(_held_by(variable))}:
-                    known.add(id(variable))
-                    result[address] = variable
+    for address, variable in _reachable(model):
+        if not known & {id(variable), id(_held_by(variable))}:
+            known.add(id(variable))
+            result[address] = variable
     return result
+
+
+def _reachable(model: keras.Model) -> Iterator[tuple[str, Any]]:
+    """Yields the variables that the model, its layers and its losses hold or use, with their addresses."""
+    walk = Walk(model)
+    for owner, value in _owners(model):
+        if not isinstance(value, (keras.Layer, keras.losses.Loss)):
+            yield from variables_in(owner, value, walk)
+            continue
+        for name, content in sorted(vars(value).items()):
+            if not name.startswith(("_tracker", "_self_")):  # the same objects once more
+                yield from variables_in(f"{owner}.{name}", content, walk)
+        yield from used_by_methods(owner, value, walk)
 
 
 def _held_by(variable: Any) -> Any:
@@ -82,29 +93,6 @@ def _owners(model: keras.Model) -> Iterator[tuple[str, Any]]:
     for index, layer in enumerate(model._flatten_layers(include_self=False)):
         yield f"layers[{index}]", layer  # names that Keras made count on in a notebook
     losses = getattr(model, "loss", None)
-    parts = dict(losses) if isinstance(losses, Mapping) else dict(enumerate(losses if _is_list(losses) else [losses]))
+    parts = dict(losses) if isinstance(losses, Mapping) else dict(enumerate(losses if is_list(losses) else [losses]))
     for key, loss in parts.items():
-        if isinstance(loss, keras.losses.Loss):
-            yield "loss" if loss is losses else f"loss[{key}]", loss
-
-
-def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, (list, tuple))
-
-
-def _variables_in(address: str, content: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(content, keras.Variable) or _is_of_tensorflow(content):
-        yield address, content
-    elif isinstance(content, Mapping):
-        for key, item in content.items():
-            yield from _variables_in(f"{address}[{key}]", item)
-    elif _is_list(content):
-        for index, item in enumerate(content):
-            yield from _variables_in(f"{address}[{index}]", item)
-
-
-def _is_of_tensorflow(value: Any) -> bool:
-    """Tests for a `tf.Variable`, without importing TensorFlow."""
-    return (
-        type(value).__module__.startswith("tensorflow.") and hasattr(value, "assign") and hasattr(value, "read_value")
-    )
+        yield "loss" if loss is losses else f"loss[{key}]", loss

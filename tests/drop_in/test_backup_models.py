@@ -1,5 +1,6 @@
 """Tests models that keep state where Keras does not look for it, or parts that are never used: killed and continued exactly."""
 
+import functools
 import threading
 
 import keras
@@ -111,6 +112,77 @@ def test_variables_beside_the_models_own_are_restored(tmp_path):
         assert train(counting, tmp_path / "killed", kill=kill) is None
     model, _ = train(counting, tmp_path / "killed")
     assert_same_bytes(expected, arrays_of(model, *beside(model)))
+
+
+class Noisy(keras.losses.Loss):
+    """Draws from a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.seeds = keras.random.SeedGenerator(3)
+
+    def call(self, y_true, y_pred):
+        return keras.ops.mean((y_true - y_pred + _noise(y_pred, self.seeds)) ** 2, axis=-1)
+
+
+def _noise(like, seeds):
+    return keras.random.normal(keras.ops.shape(like), seed=seeds) * 0.1
+
+
+class Helper:
+    """Holds a generator and layers that Keras does not track."""
+
+    def __init__(self):
+        self.seeds = keras.random.SeedGenerator(4)
+        self.layers = keras.Sequential([keras.Input((4,)), keras.layers.GaussianNoise(0.1, seed=5)])
+
+
+def augmented(x):
+    return _GLOBAL["augment"](x, training=True)
+
+
+class Augmenting(keras.Sequential):
+    def train_step(self, data):
+        x = self.helper.layers(augmented(data[0]) + _noise(data[0], self.helper.seeds), training=True)
+        return super().train_step((x, data[1]))
+
+
+_GLOBAL = {}
+
+
+def _noisy(loss):
+    _GLOBAL["augment"] = keras.Sequential([keras.layers.GaussianNoise(0.1, seed=6), keras.layers.Dropout(0.1, seed=7)])
+    model = Augmenting([keras.Input((4,)), keras.layers.Dense(1)])
+    model.helper = Helper()
+    model.compile(keras.optimizers.Adam(0.01), loss())
+    return model
+
+
+def _of_a_closure():
+    seeds, numbers = keras.random.SeedGenerator(8), [keras.Variable(1.0, trainable=False)]
+
+    def loss(y_true, y_pred, seeds=None, *, scale=1.0):
+        return keras.ops.mean((y_true - y_pred + drawn(y_pred) * numbers[0]) ** 2, axis=-1)
+
+    def drawn(like):
+        numbers[0].assign(numbers[0] * 0.9)
+        return _noise(like, seeds)
+
+    return functools.partial(loss, scale=2.0)
+
+
+@pytest.mark.parametrize("loss", [Noisy, _of_a_closure])
+def test_generators_that_keras_does_not_track_go_on(tmp_path, loss):
+    """A loss, a plain object on the model, a closure and a global name of the code have some. They began anew."""
+
+    def make():
+        return _noisy(loss)
+
+    model, _ = train(make, tmp_path / "whole")
+    expected = arrays_of(model)
+    assert train(make, tmp_path / "killed", kill=15) is None
+    model, _ = train(make, tmp_path / "killed")
+    assert_same_bytes(expected, arrays_of(model))
 
 
 def test_variables_of_another_script_are_named(tmp_path, capfd):

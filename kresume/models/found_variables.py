@@ -1,0 +1,138 @@
+"""Finds the variables that an object of a user's code holds or uses.
+
+    for address, variable in variables_in("model.helper", helper, Walk(model)):
+        ...
+
+An attribute may be a variable, a `keras.random.SeedGenerator`, a layer that Keras does not track, or a plain object that has
+them. A function may use them by its closure, by arguments of `functools.partial`, or by the global names in its code.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from types import CodeType, FunctionType, MethodType
+from typing import Any, TypeGuard
+
+import keras
+
+LIBRARIES = {"keras", "tensorflow", "tf_keras", "jax", "jaxlib", "torch", "numpy", "pandas", "scipy", "PIL", "kresume"}
+LIBRARIES |= set(sys.stdlib_module_names) - {"__main__"}
+"""Packages whose objects are not the user's."""
+DEEPEST, MOST = 6, 10_000
+"""How many objects may lie between a function and a variable, and the most items of a list in between."""
+
+
+class Walk:
+    """Remembers what was visited.
+
+    Args:
+        model: its layers are not looked into: Keras tracks their variables.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self.seen = {id(layer) for layer in model._flatten_layers()} | {id(model.optimizer)}
+        self._held: list[Any] = []  # an id is one object's only as long as that lives
+
+    def visits(self, value: Any) -> bool:
+        """Returns True the first time that it is called for an object."""
+        first = id(value) not in self.seen
+        self.seen.add(id(value))
+        self._held.append(value)
+        return first
+
+
+def variables_in(
+    address: str, content: Any, walk: Walk, depth: int = 0, by_code: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """Yields variables with their addresses.
+
+    Args:
+        address: of the object.
+        content: the object.
+        walk: of one search.
+        depth: how many objects were passed.
+        by_code: True if a function led there: then a layer's trained weights are left out, which may be a large network's.
+    """
+    if isinstance(content, keras.Variable) or _is_of_tensorflow(content):
+        yield address, content
+    elif isinstance(content, (str, bytes, int, float, type(None))) or depth > DEEPEST:
+        return
+    elif isinstance(content, keras.random.SeedGenerator):
+        yield f"{address}.state", content.state
+    elif isinstance(content, (Mapping, list, tuple)):
+        if (by_code or depth) and len(content) > MOST:
+            return
+        for key, item in content.items() if isinstance(content, Mapping) else enumerate(content):
+            yield from variables_in(f"{address}[{key}]", item, walk, depth + 1, by_code)
+    elif isinstance(content, keras.Layer):
+        if walk.visits(content):
+            for index, variable in enumerate(_that_change(content, by_code)):
+                yield f"{address}.variables[{index}]", variable
+    elif isinstance(content, partial):
+        for name, item in (("func", content.func), ("args", content.args), ("keywords", content.keywords)):
+            yield from variables_in(f"{address}.{name}", item, walk, depth + 1, True)
+    elif isinstance(content, MethodType):
+        yield from variables_in(f"{address}.__self__", content.__self__, walk, depth + 1, by_code)
+    elif isinstance(content, FunctionType):
+        if _is_the_users(content.__module__) and walk.visits(content):
+            yield from _used_by(address, content, walk, depth)
+    elif hasattr(content, "__dict__") and _is_the_users(type(content).__module__) and walk.visits(content):
+        for name, item in sorted(vars(content).items()):
+            yield from variables_in(f"{address}.{name}", item, walk, depth + 1, by_code)
+        yield from used_by_methods(address, content, walk, depth)
+
+
+def used_by_methods(address: str, value: Any, walk: Walk, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yields the variables that the code of an object's methods uses; only of the user's classes."""
+    for kind in type(value).__mro__:
+        for name, member in sorted(vars(kind).items()) if _is_the_users(kind.__module__) else ():
+            if isinstance(member, FunctionType) and walk.visits(member):
+                yield from _used_by(f"{address}.{name}", member, walk, depth)
+
+
+def _used_by(address: str, function: FunctionType, walk: Walk, depth: int) -> Iterator[tuple[str, Any]]:
+    """Yields the variables of a function's closure and of the global names in its code."""
+    used: dict[str, Any] = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            used[name] = cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    names = {name for code in _codes(function.__code__) for name in code.co_names}
+    used |= {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())}
+    for name, value in used.items():
+        if not isinstance(value, type):
+            yield from variables_in(f"{address}: {name}", value, walk, depth + 1, True)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _that_change(layer: keras.Layer, by_code: bool) -> Sequence[Any]:
+    """Returns the variables of a layer that training may change."""
+    weights = {id(variable) for variable in layer.weights}
+    if not layer.trainable:
+        return [variable for variable in layer.variables if id(variable) not in weights]
+    return layer.non_trainable_variables if by_code else layer.variables
+
+
+def _is_the_users(module: str | None) -> bool:
+    return (module or "").partition(".")[0] not in LIBRARIES
+
+
+def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Tests for a list or a tuple."""
+    return isinstance(value, (list, tuple))
+
+
+def _is_of_tensorflow(value: Any) -> bool:
+    """Tests for a `tf.Variable`, without importing TensorFlow."""
+    return (
+        type(value).__module__.startswith("tensorflow.") and hasattr(value, "assign") and hasattr(value, "read_value")
+    )
