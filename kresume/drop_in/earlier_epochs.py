@@ -16,6 +16,8 @@ from typing import Any
 
 import keras
 
+from kresume.drop_in import caches
+
 _drawn: weakref.WeakKeyDictionary[Any, tuple[int, int]] = weakref.WeakKeyDictionary()
 """Epochs begun and iterators made by a `fit` that raised, by the data: given again, they are not at their beginning."""
 _kept: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], tuple[int, int]]] = weakref.WeakKeyDictionary()
@@ -100,6 +102,8 @@ class EarlierEpochs:
 
     def pass_by_passes(self, count: int) -> None:
         """Makes iterators, as `passes` counts them, until there are so many."""
+        if self._one_pass and self._made == 0 < count:
+            caches.fill(self._x)
         while self._one_pass and self._made < count:
             counted = self._counted()
             iter(counted if keras.config.backend() == "tensorflow" else self._x)  # JAX's begins when it is drawn from
@@ -116,7 +120,9 @@ class EarlierEpochs:
                 self._x.on_epoch_begin()
                 self._x.on_epoch_end()
             self._ended = max(self._ended, epoch)
-        elif self._of_tensorflow and self._counts_calls:
+        if self._of_tensorflow and self._made == 0 < epoch:
+            caches.fill(self._x)
+        if self._of_tensorflow and self._counts_calls:
             while self._made < (2 * epoch if self._known else epoch):
                 iter(self._counted())
         elif self._of_tensorflow:

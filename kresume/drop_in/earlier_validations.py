@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 
+from kresume.drop_in import caches
 from kresume.drop_in.stream import stream_in
 
 _passed: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -68,6 +69,8 @@ class EarlierValidations:
         if not self._remembers or self._stream is not None:
             return
         due = sum(map(self._validates, range(self._first, epoch)))
+        if self._of_tensorflow and _passed.get(self.data, 0) == 0 < due:
+            caches.fill(self.data)
         for _ in range(_passed.get(self.data, 0), due):
             if self._of_tensorflow:
                 for _ in range(self._iterators):

@@ -119,7 +119,8 @@ def _that_change(layer: keras.Layer, by_code: bool) -> Sequence[Any]:
     weights = {id(variable) for variable in layer.weights}
     if not layer.trainable:
         return [variable for variable in layer.variables if id(variable) not in weights]
-    return layer.non_trainable_variables if by_code else layer.variables
+    found: Sequence[Any] = layer.non_trainable_variables if by_code else layer.variables
+    return found
 
 
 def _is_the_users(module: str | None) -> bool:

@@ -632,6 +632,42 @@ def test_a_training_that_begins_later_counts_from_there(model, tmp_path):
     assert_same_bytes(expected, found)
 
 
+def cached(behind=False):
+    import tensorflow as tf
+
+    data = shuffled().unbatch().cache()
+    data = data.shuffle(BATCH * STEPS, seed=4) if behind else data
+    return data.batch(BATCH).apply(tf.data.experimental.assert_cardinality(STEPS))
+
+
+CACHED = {
+    "shuffle before the cache": (cached, {}),
+    "and behind it": (lambda: cached(behind=True).prefetch(2), {}),
+    "of batches": (lambda: shuffled().cache().prefetch(2), {}),
+    "steps_per_epoch": (lambda: shuffled().cache().prefetch(2), {"steps_per_epoch": 2}),
+    "validation": (tensors, {}),
+}
+
+
+@pytest.mark.parametrize("kind", few_under_jax(list(CACHED), ["and behind it"]))
+def test_a_cache_keeps_the_order_of_the_first_epoch(model, tmp_path, kind):
+    """A cache keeps the order of its first iterator for all epochs; a process that continues in a later one fills it so."""
+    make, options = CACHED[kind]
+    feed = Feed("", make, REPEATS, options, epochs=8 if options else 4)
+
+    def run(folder, kill=None):
+        given = {"validation_data": CACHED["and behind it"][0]()} if kind == "validation" else {}
+        backup = kresume.BackupAndRestore(tmp_path / folder, save_freq=2)
+        return fit(model, make(), [backup, Validated(kill)], feed, {**options, **given})
+
+    whole, expected = run("whole")
+    for kill in (7, 6):  # in the second epoch, and in the third; of two steps each, in the third and later
+        assert run("killed", kill) is None
+    counted, found = run("killed")
+    assert_same_bytes(expected, found)
+    assert counted.scores == {epoch: whole.scores[epoch] for epoch in counted.scores}
+
+
 LEFT_BY_A_FIT = {
     "known length": (shuffled, {}, STEPS),
     "unknown length": (lambda: shuffled().filter(lambda x, y: True), {}, STEPS),

@@ -1,0 +1,49 @@
+"""Fills the caches of the caller's data in the order that the first epoch had.
+
+    fill(data)                  # before the iterators of earlier epochs are made again
+
+`Dataset.cache()` keeps the order in which its first iterator drew. Behind a `shuffle` with a seed that is the first of many, so
+a process that continues in a later epoch has to draw from the first one, too. A cache in a file keeps its order by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def fill(data: Any) -> None:
+    """Draws the first order into each cache in memory that lies behind a `shuffle` with a seed.
+
+    Does nothing for a cache that is filled: it is read then, without what follows it.
+    """
+    for cache in _of_shuffled(data):
+        for _ in cache:
+            pass
+
+
+def _of_shuffled(data: Any) -> Iterator[Any]:
+    """Yields the caches, the last of several in a row alone: it fills those before it."""
+    if _is(data, "CacheDataset") and not _constant(data._filename) and _has_shuffle(data):
+        yield data
+        return
+    for part in _inputs(data):
+        yield from _of_shuffled(part)
+
+
+def _has_shuffle(data: Any) -> bool:
+    shuffles = _is(data, "ShuffleDataset") and (_constant(data._seed) or _constant(data._seed2))
+    return bool(shuffles) or any(map(_has_shuffle, _inputs(data)))
+
+
+def _is(data: Any, kind: str) -> bool:
+    return type(data).__name__.strip("_") == kind
+
+
+def _constant(tensor: Any) -> Any:
+    return tensor.numpy() if hasattr(tensor, "numpy") else tensor
+
+
+def _inputs(data: Any) -> list[Any]:
+    inputs = getattr(data, "_inputs", None)
+    return list(inputs()) if callable(inputs) else []
