@@ -144,7 +144,8 @@ def open_logs(
         say: prints one line for the user.
     """
     processes = left.get("processes", [])
-    logs = CallbackLogs(callbacks, say, str(folder))
+    base = folder.parent.parent if folder.parent.name == FITS else folder
+    logs = CallbackLogs(callbacks, say, f"{base}: {fit.name}")
     logs.begin(saved, processes, epoch)
     begun = {
         "processes": sorted({*processes, this_process()}),

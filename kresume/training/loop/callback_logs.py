@@ -39,7 +39,7 @@ class CallbackLogs:
     Args:
         callbacks: all callbacks of `fit`; callbacks without log files are ignored.
         say: prints one line for the user.
-        owner: the folder of the backups of this `fit`, which tells it from others of the script.
+        owner: names this `fit` in every process that trains it, and tells it from others of the script.
     """
 
     def __init__(self, callbacks: Sequence[Any], say: Callable[[str], None], owner: str = "") -> None:
@@ -66,10 +66,13 @@ class CallbackLogs:
                 "start": len(_read(callback.filename)) if callback.append else 0,
                 "header": bool(callback.append_header),
             }
+            begun = _begun.setdefault(str(callback.filename), [])
+            known = {*saved.get(name, {}).get("others", ()), *(owner for owner, _ in begun)} - {self._owner}
             if name in saved:
                 self._starts[name] = {key: saved[name][key] for key in ("start", "header")}
                 self._continue_table(callback, saved[name], epoch)
-            _begun.setdefault(str(callback.filename), []).append((self._owner, self._starts[name]["start"]))
+            self._starts[name]["others"] = sorted(known)
+            begun.append((self._owner, self._starts[name]["start"]))
         for name, callback in self._boards.items():
             if name in saved:
                 self._continue_board(callback, saved[name]["files"], {*processes, this_process()})
@@ -97,7 +100,7 @@ class CallbackLogs:
         ours = saved["text"].encode("latin-1")
         if callback.append:
             start = saved["start"]
-            content = self._without_repeated(_read(callback.filename), callback, start)
+            content = self._without_repeated(_read(callback.filename), callback, start, saved.get("others"))
             before, after = content[:start], content[start:]
             lines = _lines_from(after[len(ours) :], callback.sep, epoch)
             if ours.startswith(after):
@@ -116,7 +119,7 @@ class CallbackLogs:
         callback.writer = None
         callback.append_header = saved["header"] and not ours
 
-    def _without_repeated(self, content: bytes, callback: Any, start: int) -> bytes:
+    def _without_repeated(self, content: bytes, callback: Any, start: int, before: Sequence[str] | None) -> bytes:
         """Removes the lines of fits that were trained again in this process.
 
         A script that is killed in its second `fit` trains its first one again, which appends its lines once more. They are
@@ -126,9 +129,16 @@ class CallbackLogs:
             content: the table.
             callback: writes it.
             start: the length of the table when the `fit` that continues began.
+            before: the fits that had logged into the table by then; None in backups of earlier versions.
         """
-        others = [length for owner, length in _begun.get(str(callback.filename), []) if owner != self._owner]
-        length = min((length for length in others if length >= start), default=len(content))
+        others = [
+            length
+            for owner, length in _begun.get(str(callback.filename), [])
+            if owner != self._owner and length >= start and (before is None or owner in before)
+        ]
+        if before is not None:
+            return content[: min(others, default=len(content))]
+        length = min(others, default=len(content))
         known, again = (_rows(part, callback.sep) for part in (content[:start], content[length:]))
         # Fits of other folders, folds for example, log the same epochs: only equal values are those of the same training.
         return content[:length] if again and known[-len(again) :] == again else content
