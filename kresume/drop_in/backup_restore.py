@@ -23,7 +23,7 @@ import keras
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
-from kresume.drop_in import data_order, generators, optimizer_changes, other_optimizers
+from kresume.drop_in import data_order, generators, lasting_metrics, optimizer_changes, other_optimizers
 from kresume.drop_in.fit_call import FitCall
 from kresume.drop_in.stream import Stream
 from kresume.errors import CheckpointError, UsageError
@@ -190,6 +190,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         moved = assign_state(
             model, state, metrics=averages, same_weights=False, way_on="give another folder to start again"
         )
+    messages += lasting_metrics.restore(model, target.call, groups.get("metrics", ()))
     messages += callback_state.apply(target.callbacks, records["callbacks"], groups.get("callbacks", []))
     messages += optimizer_changes.describe(records.get("optimizer"), target.optimizer)
     messages += [*moved, *_keep_compiled_rate(model, target.compiled_rate, records.get("compiled_rate"))]
@@ -206,14 +207,9 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         if averages:
             live_state.assign(model.metrics_variables, groups["metrics"])
 
-    changed = fingerprint.differences(records["fingerprint"], fingerprint.fingerprint())
-    if changed:
-        messages.append(f"another machine or version ({'; '.join(changed)}): the last digits of results may differ")
+    messages += _of_machine(records)
     new_images = _adopt_data(records, target, epoch, batch)
-    if new_images:
-        in_last = batch and epoch + 1 == target.epochs
-        unless = f", so it is not trained unless fit(epochs=...) is more than {target.epochs}" if in_last else ""
-        messages.append(f"{new_images}{unless}")
+    messages += [new_images] if new_images else []
     ended = _why_ended(records, target, step, bool(new_images), fit_returned, messages)
     within = f", batch {batch:,}" if batch else " from its beginning" if from_its_beginning else ""
     where = f"epoch {epoch + 1}{within}"
@@ -233,6 +229,14 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         as_before if batch else None,
         ahead,
         bool(ended and records["stopped"] and not ahead),
+    )
+
+
+def _of_machine(records: Mapping[str, Any]) -> list[str]:
+    """Returns a message if the backup is of another machine or version."""
+    changed = fingerprint.differences(records["fingerprint"], fingerprint.fingerprint())
+    return (
+        [f"another machine or version ({'; '.join(changed)}): the last digits of results may differ"] if changed else []
     )
 
 
@@ -311,7 +315,9 @@ def _adopt_data(records: Mapping[str, Any], target: Target, epoch: int, batch: i
     stream = target.stream
     if stream is not None and records["data"] is not None:
         with _naming(target.backup_dir):
-            return stream.adopt(Path(target.backup_dir), records["data"], epoch, batch, target.on_new_data)
+            note = stream.adopt(Path(target.backup_dir), records["data"], epoch, batch, target.on_new_data)
+        unless = f", so it is not trained unless fit(epochs=...) is more than {target.epochs}"
+        return note + unless * bool(note and batch and epoch + 1 == target.epochs)
     if (stream is None) != (records["data"] is None) and batch:
         raise UsageError(
             f"{target.backup_dir} was interrupted in the middle of an epoch {'without' if stream else 'with'} data=: "

@@ -72,6 +72,10 @@ class FitCall:
 
         return (*spec, tf.TensorSpec(spec[1].shape[:1], tf.float32))
 
+    def spec_of_batches(self) -> Any:
+        """Returns the structure of the batches that TensorFlow's trainer draws; None under another backend."""
+        return getattr(getattr(self.iterator, "_distributed_dataset", None), "element_spec", None)
+
     def drawn(self) -> int | None:
         """Counts drawn batches, if one iterator of known length serves all epochs; else None."""
         known = self.one_pass and self.iterator.data_adapter.num_batches is not None

@@ -185,6 +185,44 @@ def test_generators_that_keras_does_not_track_go_on(tmp_path, loss):
     assert_same_bytes(expected, arrays_of(model))
 
 
+class Seen(keras.metrics.Metric):
+    """Counts the batches of all epochs, and those of one."""
+
+    def __init__(self):
+        super().__init__(name="seen")
+        self.all, self.of_epoch = (self.add_variable((), "zeros", name=name) for name in ("all", "epoch"))
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.all.assign_add(1.0)
+        self.of_epoch.assign_add(1000.0)
+
+    def result(self):
+        return self.all + self.of_epoch
+
+    def reset_state(self):
+        self.of_epoch.assign(0.0)
+
+
+@pytest.mark.parametrize(("freq", "kill"), [("epoch", 15), (2, 17)])
+def test_a_metric_that_counts_over_all_epochs_goes_on(tmp_path, freq, kill):
+    def make():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse", metrics=["mae", Seen()])
+        return model
+
+    given = {"backup": {"save_freq": freq}, "validation_data": (IMAGES[:8], LABELS[:8])}
+    model, _ = train(make, tmp_path / "whole", **given)
+    expected = model.history.history
+    assert expected["seen"] == [13013, 13028, 13043]
+    assert train(make, tmp_path / "killed", kill=kill, **given) is None
+    model, _ = train(make, tmp_path / "killed", **given)
+    found = model.history.history
+    assert found["val_seen"] == expected["val_seen"]
+    assert found["val_loss"] == expected["val_loss"]
+    # Without data= what is reset covers the rest of the interrupted epoch.
+    assert [seen % 1000 for seen in found["seen"]] == [seen % 1000 for seen in expected["seen"]]
+
+
 def test_variables_of_another_script_are_named(tmp_path, capfd):
     """A script that has other variables than the backup continues, and a line names them."""
 
