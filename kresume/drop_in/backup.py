@@ -9,7 +9,7 @@ written on a thread, and becomes valid only when it is on disk. No step runs twi
 
 The class below handles events in the order of `fit`. Other modules do the work:
 
-- `backup_restore`: restores a backup, and finds out why a training had ended.
+- `backup_restore`, `why_ended`: restore a backup, and find out why a training had ended.
 - `backup_keras`: restores a backup of Keras's own callback.
 - `backup_save`: collects the contents of a backup, and refuses weights that are not finite.
 - `backup_files`: handles the files beside the snapshots, and their removal.
@@ -44,6 +44,7 @@ from kresume.drop_in.backup_arguments import check_arguments, check_model
 from kresume.drop_in.backup_paths import PathsOfKeras
 from kresume.drop_in.backup_place import Place
 from kresume.drop_in.data_position import DataPosition
+from kresume.drop_in.restore_target import Target
 from kresume.drop_in.stream import Stream, stream_of
 from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
@@ -161,7 +162,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         left = self._left = backup_files.read_fit(self._folder)
         saved_logs = left.get("logs")
         if snapshot.list_snapshots(self._folder):
-            saved_logs = self._restore(again=again, returned=left.get("returned"))
+            saved_logs = self._restore(again=again)
         elif backup_keras.exists(self._folder):
             self._continue_at(backup_keras.restore(str(self._folder), self._model, self._epochs()))
         if self._stream is not None:
@@ -254,12 +255,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         if self._call is not None:
             self._call.ended("" if removes else str(self._folder))
         self._begun, self._call = False, None
-        if removes:
-            backup_files.remove(self._folder)
-        elif self._ahead:
-            backup_files.put_back(self._folder, self._left)
-        else:
-            backup_files.end_fit(self._folder, self._total)
+        backup_files.end_fit(self._folder, self._total, removes=removes, stays=self._left if self._ahead else None)
         self._trace.end()
         if self._lock is not None:
             self._lock.release()
@@ -302,15 +298,14 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
             on_commit=partial(backup_keras.take_over, self._folder),
         )
 
-    def _restore(self, *, again: bool, returned: int | None) -> Any:
+    def _restore(self, *, again: bool) -> Any:
         """Restores the newest intact backup; returns the recorded positions of the log files.
 
         Args:
             again: True if this callback is given to `fit` again after `fit` raised.
-            returned: the step at which the last `fit` returned; None if it was killed.
         """
         state = backup_restore.newest(self._folder, self._reporter.warn)
-        target = backup_restore.Target(
+        target = Target(
             str(self._folder),
             self._model,
             self._others(),
@@ -321,10 +316,12 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
             self.on_new_data,
             self._optimizer,
             self.delete_checkpoint,
+            fit_of_script.of_this_process(self._left),
         )
         # Keras's callback repeats the epoch in which `fit` raised; so does this one, unless `strict` is given.
         epoch_again = again and self._stream is None and self.strict is None
-        restored = backup_restore.restore(state, target, epoch_again=epoch_again, fit_returned=returned == state.step)
+        returned = self._left.get("returned") == state.step
+        restored = backup_restore.restore(state, target, epoch_again=epoch_again, fit_returned=returned)
         self._continue_at(restored)
         return state.records.get("logs")
 

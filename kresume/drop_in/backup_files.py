@@ -4,7 +4,7 @@
     left = read_fit(folder)                                      # fit.json: the last `fit` with this folder
     folder, note = folder_of(base, fit)                          # base, or base/fits/NAME if base is another fit's
     logs = open_logs(folder, left, ...)                          # this process writes fit.json and the log files now
-    end_fit(folder, step)                                        # `fit` returned at this step
+    end_fit(folder, step, removes=False, stays=None)             # `fit` returned at this step
     write_metadata(folder, records)                              # training_metadata.json, as Keras's callback writes it
     remove(folder)                                               # everything that BackupAndRestore wrote
 
@@ -157,14 +157,19 @@ def open_logs(
     return logs
 
 
-def put_back(folder: Path, left: Mapping[str, Any]) -> None:
-    """Writes the record of the fit whose backup stays again: another fit must not continue from it."""
-    atomic.write_json(folder / FIT, dict(left))
+def end_fit(folder: Path, step: int, *, removes: bool, stays: Mapping[str, Any] | None) -> None:
+    """Records that `fit` returned, or removes its backups.
 
-
-def end_fit(folder: Path, step: int) -> None:
-    """Records that `fit` returned, and at which step."""
-    atomic.write_json(folder / FIT, {**read_fit(folder), "returned": step})
+    Args:
+        folder: the folder of the backups.
+        step: at which it returned.
+        removes: True removes the backups.
+        stays: the record of the fit whose backup stays, which another fit must not continue from; else None.
+    """
+    if removes:
+        remove(folder)
+    else:
+        atomic.write_json(folder / FIT, dict(stays) if stays is not None else {**read_fit(folder), "returned": step})
 
 
 def write_metadata(folder: Path, records: Mapping[str, Any]) -> None:

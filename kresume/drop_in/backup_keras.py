@@ -24,7 +24,8 @@ from kresume.checkpoints import weights_file
 from kresume.checkpoints.backup_folder import BEFORE, METADATA, WEIGHTS
 from kresume.checkpoints.hdf5 import read_arrays
 from kresume.drop_in import backup_files
-from kresume.drop_in.backup_restore import Restored, all_epochs_done
+from kresume.drop_in.backup_restore import Restored
+from kresume.drop_in.why_ended import all_epochs_done
 from kresume.errors import CheckpointError
 from kresume.models import match_keras, structure
 from kresume.models.restore import restore_optimizer

@@ -25,7 +25,9 @@ from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
 from kresume.drop_in import data_order, generators, lasting_metrics, optimizer_changes, other_optimizers
 from kresume.drop_in.fit_call import FitCall
+from kresume.drop_in.restore_target import Target
 from kresume.drop_in.stream import Stream
+from kresume.drop_in.why_ended import why_ended
 from kresume.errors import CheckpointError, UsageError
 from kresume.models import other_variables
 from kresume.training.loop import callback_state
@@ -34,37 +36,8 @@ from kresume.values.state import TrainState
 
 ALL_DAMAGED = "restore one from a copy, or remove the folder to start again (double_checkpoint=True keeps one more)"
 """The way on if no backup can be read."""
-REMOVED = "; fit returns now and removes its backups (delete_checkpoint=False keeps them)"
-"""The end of a message that nothing is left to train, if the backups are removed."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """The `fit` that a backup is restored into.
-
-    Attributes:
-        backup_dir: the folder of the backups, as the user named it.
-        model: built and compiled.
-        callbacks: all other callbacks of `fit`.
-        epochs: the requested number of epochs, None if unknown.
-        compiled_rate: the learning rate that `compile` set, None if it is not a variable.
-        call: the running `fit`, None if it was not found.
-        stream: the data of `data=`, None if the data are the user's own.
-        on_new_data: the argument of `BackupAndRestore`.
-        optimizer: the serialized optimizer that `compile` made.
-        deletes: True if the backups are removed when `fit` ends.
-    """
-
-    backup_dir: str
-    model: Any
-    callbacks: Sequence[Any]
-    epochs: int | None
-    compiled_rate: float | None
-    call: FitCall | None
-    stream: Stream | None
-    on_new_data: Literal["next-epoch", "error"]
-    optimizer: Mapping[str, Any]
-    deletes: bool = False
+ANOTHER_FOLDER = "give another folder to start again"
+"""The way on if the model is another one."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +81,14 @@ def move_data(folder: Path, stream: Stream, on_new_data: Literal["next-epoch", "
 
 
 @contextmanager
-def _naming(folder: str | Path) -> Iterator[None]:
-    """Names the folder of the backups in an error about what one of them holds."""
+def _naming(folder: str | Path, way_on: str = "") -> Iterator[None]:
+    """Names the folder of the backups in an error about one of them, and the way on if the error has none."""
     try:
         yield
     except (CheckpointError, UsageError) as error:
         kind = UsageError if isinstance(error, UsageError) else CheckpointError
-        raise kind(f"{folder}: {error}") from error
+        more = f"; {way_on}" if way_on not in str(error) else ""
+        raise kind(f"{folder}: {error}{more}") from error
 
 
 def build(model: Any, stream: Stream | None, call: FitCall | None) -> None:
@@ -186,10 +160,8 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     begins_again = data_order.after_restart(records, target.call, target.stream)
     # Without the data's structure the metrics cannot be built before the first step: their averages start fresh.
     averages = batch > 0 and target.stream is not None
-    with _naming(target.backup_dir):
-        moved = assign_state(
-            model, state, metrics=averages, same_weights=False, way_on="give another folder to start again"
-        )
+    with _naming(target.backup_dir, ANOTHER_FOLDER):
+        moved = assign_state(model, state, metrics=averages, same_weights=False, way_on=ANOTHER_FOLDER)
     messages += lasting_metrics.restore(model, target.call, groups.get("metrics", ()))
     messages += callback_state.apply(target.callbacks, records["callbacks"], groups.get("callbacks", []))
     messages += optimizer_changes.describe(records.get("optimizer"), target.optimizer)
@@ -210,12 +182,13 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     messages += _of_machine(records)
     new_images = _adopt_data(records, target, epoch, batch)
     messages += [new_images] if new_images else []
-    ended = _why_ended(records, target, step, bool(new_images), fit_returned, messages)
+    ended = why_ended(records, target, step, bool(new_images), fit_returned, messages)
     within = f", batch {batch:,}" if batch else " from its beginning" if from_its_beginning else ""
     where = f"epoch {epoch + 1}{within}"
     ahead = target.epochs is not None and (epoch, batch) > (target.epochs, 0)
     if not (batch or ahead or from_its_beginning):
         generators.restore(records.get("generators"))
+    messages[:0] = _of_this_process(records) if target.again and not ended else []
     messages += [] if ended else filter(None, [begins_again, data_order.of_validation(target.call)])
     if batch and target.stream is None and not ended:
         messages.append(_of_skipped(batch, begins_again))
@@ -230,6 +203,16 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         ahead,
         bool(ended and records["stopped"] and not ahead),
     )
+
+
+def _of_this_process(records: Mapping[str, Any]) -> list[str]:
+    """Returns a message if a `fit` of this process left the backup and did not finish."""
+    if records["stopped"] or int(records["epoch"]) >= int(records.get("epochs") or 0):
+        return []
+    return [
+        "this is the backup of an earlier fit of this process, which did not finish (if this is another training, the next "
+        "fold or trial, give each a folder of its own, or remove this one, to begin anew)"
+    ]
 
 
 def _of_machine(records: Mapping[str, Any]) -> list[str]:
@@ -254,21 +237,6 @@ def rate_of(model: Any) -> float | None:
     """
     rate = getattr(live_state.inner(model.optimizer), "_learning_rate", None)
     return float(live_state.host_array(rate.value)) if isinstance(rate, keras.Variable) else None
-
-
-def all_epochs_done(done: int, epochs: int | None, step: int, *, way_on: bool = True) -> str:
-    """Returns a message if no requested epoch is left to train; else an empty string.
-
-    Args:
-        done: the number of epochs trained.
-        epochs: the requested number.
-        step: the number of steps trained.
-        way_on: False if the backups are removed now, as by any fit that ends.
-    """
-    if epochs is None or done < epochs:
-        return ""
-    end = f"; give fit(epochs=...) more than {done} to train further" if way_on else REMOVED
-    return f"all {epochs} epochs are done (step {step:,}){end}"
 
 
 def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> list[str]:
@@ -344,50 +312,3 @@ def _keep_compiled_rate(model: Any, compiled: float | None, before: float | None
         return []
     live_state.inner(model.optimizer).learning_rate = compiled
     return [f"rate: {restored:g} (backup) -> {compiled:g} (compile)"]
-
-
-def _why_ended(
-    records: Mapping[str, Any], target: Target, step: int, new_images: bool, fit_returned: bool, messages: list[str]
-) -> str:
-    """Explains why no epoch is left and how to train further; empty if one is left.
-
-    A callback may have ended the training. It stays ended until something that the callback judged by has changed.
-
-    Args:
-        records: the records of the backup.
-        target: the `fit` to restore into.
-        step: the number of steps trained.
-        new_images: True if images arrived since.
-        fit_returned: True if the `fit` that wrote the backup returned afterwards.
-        messages: extended by a message for the user if training continues although a callback had ended it.
-    """
-    done, epochs, before = int(records["epoch"]), target.epochs, records.get("epochs")
-    if epochs is not None and (done, int(records["batch"])) > (epochs, 0):
-        return (
-            f"the backup (step {step:,}) is ahead of the requested {epochs} epochs, and stays; give fit(epochs=...) more than "
-            f"{done} to train further"
-        )
-    if all_done := all_epochs_done(done, epochs, step, way_on=not target.deletes):
-        return f"{all_done}{', or, for another training, a folder of its own' * (fit_returned and not target.deletes)}"
-    if not records["stopped"]:
-        return ""
-    end = f"after epoch {done} of {epochs} (step {step:,})"
-    if new_images or (before is not None and epochs is not None and epochs > before):
-        callback_state.take_back_stop(target.callbacks, renew=True)
-        changed = "new images arrived" if new_images else f"now {epochs} epochs are requested instead of {before}"
-        messages.append(
-            f"a callback had ended the training, but {changed}: EarlyStopping's patience starts again, its best value is kept"
-        )
-        return ""
-    if callback_state.stopped_by_patience(records["callbacks"]):
-        if callback_state.out_of_patience(target.callbacks):
-            more = "; to train further, give it more patience, fit more epochs, or new images"
-            return f"EarlyStopping ended the training {end}{REMOVED if target.deletes else more}"
-        callback_state.take_back_stop(target.callbacks, renew=False)
-        messages.append("EarlyStopping had ended the training, but now it has more patience")
-        return ""
-    if fit_returned:
-        messages.append("a callback had ended the training, and may end it again")
-        return ""
-    more = "; fit returns now, run the script again to train further"
-    return f"a callback ended the training {end}, and the process died before fit returned{REMOVED if target.deletes else more}"

@@ -8,7 +8,9 @@ a process that continues in a later epoch has to draw from the first one, too. A
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -22,18 +24,28 @@ def fill(data: Any) -> None:
             pass
 
 
+def left_locked(data: Any) -> str:
+    """Returns the file of a cache that a process left locked as it died; empty without one."""
+    file = os.fsdecode(_constant(data._filename)) if _is(data, "CacheDataset") else ""
+    path = Path(file)
+    if file and not path.with_name(f"{path.name}.index").exists() and any(path.parent.glob(f"{path.name}_*.lockfile")):
+        return file
+    return next(filter(None, map(left_locked, _inputs(data))), "")
+
+
 def _of_shuffled(data: Any) -> Iterator[Any]:
     """Yields the caches, the last of several in a row alone: it fills those before it."""
-    if _is(data, "CacheDataset") and not _constant(data._filename) and _has_shuffle(data):
+    if _is(data, "CacheDataset") and not _constant(data._filename) and has_shuffle(data):
         yield data
         return
     for part in _inputs(data):
         yield from _of_shuffled(part)
 
 
-def _has_shuffle(data: Any) -> bool:
+def has_shuffle(data: Any) -> bool:
+    """Tests for a `shuffle` with a seed in tf.data."""
     shuffles = _is(data, "ShuffleDataset") and (_constant(data._seed) or _constant(data._seed2))
-    return bool(shuffles) or any(map(_has_shuffle, _inputs(data)))
+    return bool(shuffles) or any(map(has_shuffle, _inputs(data)))
 
 
 def _is(data: Any, kind: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from kresume.drop_in import caches
 from kresume.drop_in.fit_call import FitCall
 from kresume.drop_in.stream import Stream
 from kresume.drop_in.user_map import calls_python, changes_variables
@@ -37,7 +38,12 @@ def after_restart(records: Mapping[str, Any], call: FitCall | None, stream: Stre
     """
     if call is None or stream is not None:
         return ""
-    return _begin_again(records, call) or _shuffled_by_keras(records, call) or _go_on_otherwise(call)
+    return (
+        _drawn_before(call)
+        or _begin_again(records, call)
+        or _shuffled_by_keras(records, call)
+        or _go_on_otherwise(call)
+    )
 
 
 def of_validation(call: FitCall | None) -> str:
@@ -47,6 +53,20 @@ def of_validation(call: FitCall | None) -> str:
     return (
         "the validation data are a generator, which begins at its first batch again when training is continued, so validation "
         "sees other pictures then (a tf.data.Dataset, a keras.utils.PyDataset and kresume.image_dataset go on)"
+    )
+
+
+def _drawn_before(call: FitCall) -> str:
+    """Returns a note if this process drew from data that cannot go back to an earlier order; else empty."""
+    hooks = [getattr(type(call.x), name, None) for name in ("on_epoch_begin", "on_epoch_end")]
+    own_hooks = isinstance(call.x, keras.utils.PyDataset) and any(
+        not getattr(hook, "__module__", "keras.").startswith("keras.") for hook in hooks
+    )
+    if not call.earlier.drawn_before or not (own_hooks or caches.has_shuffle(call.x)):
+        return ""
+    return (
+        "this process drew from the same data before, which therefore go on in another order than in a training that was not "
+        "interrupted: in an interrupted epoch some come twice and others not (a new process continues exactly; so does data=)"
     )
 
 

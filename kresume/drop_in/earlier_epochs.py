@@ -32,6 +32,9 @@ class EarlierEpochs:
         iterator: Keras's `EpochIterator`.
         known: True if Keras knows the length of an epoch when `fit` begins.
         first: the epoch at which the training begins: `fit(initial_epoch=...)`.
+
+    Attributes:
+        drawn_before: True if a `fit` of this process drew from the data and raised.
     """
 
     def __init__(self, x: Any, iterator: Any, *, known: bool, first: int = 0) -> None:
@@ -45,6 +48,7 @@ class EarlierEpochs:
         if self._counts_calls:
             iterator._get_iterator = self._counted
         self._remembers = is_dataset or isinstance(x, keras.utils.PyDataset)
+        self.drawn_before = self._remembers and x in _drawn
         if self._remembers:
             self._ended, self._made = _drawn.get(x, (0, 0))
 

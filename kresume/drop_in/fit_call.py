@@ -22,6 +22,7 @@ from typing import Any
 
 import keras
 
+from kresume.drop_in import caches
 from kresume.drop_in.earlier_epochs import EarlierEpochs
 from kresume.drop_in.earlier_validations import EarlierValidations
 from kresume.drop_in.stream import Stream, reason_not_followed
@@ -231,8 +232,13 @@ def check_repeatable(call: FitCall, epochs: int) -> None:
 
     Raises:
         UsageError: a generator is given for several epochs. Keras draws all of it in the first epoch, and only its
-            first two batches in later ones.
+            first two batches in later ones. Or the file of a cache was left locked.
     """
+    if file := caches.left_locked(call.x):
+        raise UsageError(
+            f"cache({file!r}) of the data was not finished by the process that filled it, and is locked: if no other process "
+            f"fills it now, remove the files {file}* and run again"
+        )
     if isinstance(call.x, GeneratorType) and not call.one_pass and epochs > 1:
         raise UsageError(
             f"fit was given a generator for {epochs} epochs without steps_per_epoch: Keras draws all of it in the first "

@@ -117,6 +117,11 @@ def this_fit(base: Path, lines: tuple[tuple[str, str], ...]) -> Fit:
     return Fit(lines, 1 + sum(fit.lines == lines for fit in before), 1 + len(before), PROCESS)
 
 
+def of_this_process(left: Mapping[str, Any]) -> bool:
+    """Returns True if a fit of this process left a record of `fit.json`."""
+    return bool(left.get("fit") and left["fit"]["process"] == PROCESS)
+
+
 def ended(base: Path, fit: Fit) -> None:
     """Records that a fit returned."""
     _ended.setdefault(base.resolve(), []).append((_cell(), fit))

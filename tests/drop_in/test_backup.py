@@ -57,13 +57,13 @@ def numbers(position):
     return noise(position, BATCH, 8)
 
 
-def build(**compiled):
+def build(width=8, **compiled):
     keras.utils.set_random_seed(3)
     layers = keras.layers
     model = keras.Sequential(
         [
             keras.Input((8,)),
-            layers.Dense(8),
+            layers.Dense(width),
             layers.BatchNormalization(),
             layers.Dropout(0.4),
             layers.Dense(2, "softmax"),
@@ -687,6 +687,9 @@ def test_another_model_is_refused_and_the_folder_named(tmp_path):
     wider.compile("adam", "sparse_categorical_crossentropy")
     with pytest.raises(CheckpointError, match=f"^{tmp_path}: the snapshot holds 4 metrics variables, this model has 2"):
         train(tmp_path, model=wider)
+    release(tmp_path)
+    with pytest.raises(CheckpointError, match=f"^{tmp_path}: (?s:.*); give another folder to start again$"):
+        train(tmp_path, model=build(width=9))
     release(tmp_path)
 
 

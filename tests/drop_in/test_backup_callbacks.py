@@ -299,6 +299,7 @@ class LateCounting(keras.callbacks.Callback):
         (lambda: keras.callbacks.LambdaCallback(on_epoch_end=print), "LambdaCallback (on_epoch_end)"),
         (KeptRate, None),
         (Stateless, None),
+        (keras.callbacks.Callback, None),
         (lambda: keras.callbacks.ReduceLROnPlateau(monitor="loss"), None),
         (lambda: keras.callbacks.LambdaCallback(get_state=dict, set_state=print), None),
     ],

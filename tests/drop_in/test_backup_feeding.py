@@ -624,6 +624,37 @@ def test_data_that_lived_through_the_epochs_are_not_told_of_them_again(model, tm
 
 
 @pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("kind", [shuffled, Shuffled, tensors, ByIndex])
+def test_a_retry_in_one_process_says_whose_backup_it_is_and_that_the_order_is_another(model, tmp_path, capfd, kind):
+    """The data have drawn, and cannot go back; another training with this folder continues, too, and cannot be told."""
+    data, feed = kind(), Feed("", kind, REPEATS, {"shuffle": False}, epochs=3)
+    assert fit(model, data, [kresume.BackupAndRestore(tmp_path, save_freq=2), Counter(7)], feed) is None
+    capfd.readouterr()
+    fit(model, data, [kresume.BackupAndRestore(tmp_path, save_freq=2), Counter()], feed)
+    said = capfd.readouterr().err
+    assert "this is the backup of an earlier fit of this process, which did not finish" in said
+    assert "give each a folder of its own, or remove this one, to begin anew" in said
+    assert ("go on in another order than in a training that was not interrupted" in said) == (
+        kind in (shuffled, Shuffled)
+    )
+    assert ("skipped in the order that the data have now" in said) == (kind in (tensors, ByIndex))
+
+
+@pytest.mark.one_backend(trains=True)
+def test_the_file_of_a_cache_that_was_left_locked_is_named(model, tmp_path):
+    """TensorFlow names a lock file and a concurrent iterator; the process that filled it died."""
+    (tmp_path / "cache_0.lockfile").touch()
+    feed = Feed("", tensors, REPEATS)
+    data = tensors().cache(str(tmp_path / "cache")).prefetch(1)
+    with pytest.raises(UsageError, match=r"locked: if no other process fills it now, remove the files .*/cache\* "):
+        fit(model, data, [kresume.BackupAndRestore(tmp_path / "b"), Counter()], feed)
+    (tmp_path / "cache_0.lockfile").unlink()
+    fit(model, data, [kresume.BackupAndRestore(tmp_path / "b"), Counter()], feed)
+    (tmp_path / "cache_0.lockfile").touch()  # of one that is filled TensorFlow takes no notice
+    fit(model, data, [kresume.BackupAndRestore(tmp_path / "b"), Counter()], feed)
+
+
+@pytest.mark.one_backend(trains=True)
 def test_a_training_that_begins_later_counts_from_there(model, tmp_path):
     feed = Feed("", shuffled, REPEATS, {"initial_epoch": 2}, epochs=6)
     _, expected = fit(model, shuffled(), [Counter()], feed)

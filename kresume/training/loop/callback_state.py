@@ -67,6 +67,7 @@ def forgetful(callbacks: Sequence[Any]) -> list[str]:
         known = any(base.__name__ in KERAS_ATTRIBUTES for base in kind.__mro__ if _is_kerass(base))
         if (
             isinstance(callback, Stateful)
+            or (kind.__name__ == "Callback" and not names)
             or (known and (_is_kerass(kind) or not names))
             or not (names or _is_kerass(kind))
         ):
