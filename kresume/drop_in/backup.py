@@ -139,7 +139,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         self._list = callback_list.list_that_calls(self)
         if self._list is not None:
             self._list.callbacks = [*self._others(), self]
-            callback_list.let_all_hear(self._list, lambda: self._begin_batch, self._position.lent, self._position.begun)
+            callback_list.let_all_hear(self._list, lambda: self._begin_batch, self._position.lent, self._first_drawn)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Restores the newest backup that is intact."""
@@ -157,8 +157,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         self._open_folder()
         backup_restore.build(self._model, self._stream, self._call)
         self._compiled_rate = backup_restore.rate_of(self._model)
-        # Read it here: under JAX the variables are empty between two steps.
-        self._optimizer = backup_restore.serialized_optimizer(self._model)
+        self._optimizer = backup_restore.serialized_optimizer(self._model)  # under JAX empty between two steps
         left = self._left = backup_files.read_fit(self._folder)
         saved_logs = left.get("logs")
         if snapshot.list_snapshots(self._folder):
@@ -203,7 +202,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         self._batches_seen_since_last_saving += self._drawn - before
         at_end = steps is not None and self._drawn >= steps
         if self._model.stop_training:
-            pass  # another callback requested the end; after a kill it does so again, from the previous backup
+            pass  # another callback requested the end; after a kill it does so again
         elif at_end:
             counted = self._call.steps if self._call is not None else steps
             if self._begin_batch or steps != counted:
@@ -273,6 +272,11 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
             self._call = fit_call.find()
             if self._call is not None and self._stream is not None:
                 fit_call.check_followed(self._call, self._stream)
+
+    def _first_drawn(self) -> None:
+        self._position.begun()
+        if self._call is not None:
+            self._call.draws.resume()
 
     def _find_folder(self) -> str:
         """Finds the folder of this fit's backups; returns a line for the user if it is unusual."""

@@ -157,6 +157,8 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     messages = _skip_batches(records, target, batch)
     if messages:
         epoch, batch = epoch + 1, 0
+    if target.call is not None and not (target.call.earlier.drawn_before or target.call.earlier.lived):
+        target.call.draws.continue_from(records.get("draws"), batch > 0)
     begins_again = data_order.after_restart(records, target.call, target.stream)
     # Without the data's structure the metrics cannot be built before the first step: their averages start fresh.
     averages = batch > 0 and target.stream is not None

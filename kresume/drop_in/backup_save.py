@@ -52,6 +52,7 @@ def capture(
         "other_optimizers": others,
         other_variables.GROUP: names,
         "generators": generators.capture(),
+        "draws": call.draws.record() if call is not None else None,
         "validation": call.validations.position() if call is not None else None,
         "fingerprint": fingerprint.fingerprint(),
         structure.RECORD: structure.describe(model),

@@ -44,8 +44,15 @@ def _of_shuffled(data: Any) -> Iterator[Any]:
 
 def has_shuffle(data: Any) -> bool:
     """Tests for a `shuffle` with a seed in tf.data."""
-    shuffles = _is(data, "ShuffleDataset") and (_constant(data._seed) or _constant(data._seed2))
-    return bool(shuffles) or any(map(has_shuffle, _inputs(data)))
+    return next(shuffles(data), None) is not None
+
+
+def shuffles(data: Any) -> Iterator[Any]:
+    """Yields each `shuffle` with a seed in tf.data, the last step first."""
+    if _is(data, "ShuffleDataset") and (_constant(data._seed) or _constant(data._seed2)):
+        yield data
+    for part in _inputs(data):
+        yield from shuffles(part)
 
 
 def _is(data: Any, kind: str) -> bool:

@@ -35,6 +35,7 @@ class EarlierEpochs:
 
     Attributes:
         drawn_before: True if a `fit` of this process drew from the data and raised.
+        lived: True if a `fit` of this process drew from them, and its backups are continued.
     """
 
     def __init__(self, x: Any, iterator: Any, *, known: bool, first: int = 0) -> None:
@@ -48,7 +49,7 @@ class EarlierEpochs:
         if self._counts_calls:
             iterator._get_iterator = self._counted
         self._remembers = is_dataset or isinstance(x, keras.utils.PyDataset)
-        self.drawn_before = self._remembers and x in _drawn
+        self.drawn_before, self.lived = self._remembers and x in _drawn, False
         if self._remembers:
             self._ended, self._made = _drawn.get(x, (0, 0))
 
@@ -93,8 +94,9 @@ class EarlierEpochs:
 
     def lived_through(self, folder: str) -> None:
         """Counts what a `fit` of this process that kept its backups in a folder drew from the same data."""
-        if self._remembers and self._x not in _drawn:
-            self._ended, self._made = _kept.get(self._x, {}).get((folder, self._first), (self._ended, self._made))
+        found = _kept.get(self._x, {}).get((folder, self._first)) if self._remembers else None
+        if found is not None and not self.drawn_before:
+            (self._ended, self._made), self.lived = found, True
 
     def _remember(self) -> None:
         if self._remembers:

@@ -23,6 +23,7 @@ from typing import Any
 import keras
 
 from kresume.drop_in import caches
+from kresume.drop_in.draws import Draws
 from kresume.drop_in.earlier_epochs import EarlierEpochs
 from kresume.drop_in.earlier_validations import EarlierValidations
 from kresume.drop_in.stream import Stream, reason_not_followed
@@ -44,6 +45,7 @@ class FitCall:
         earlier: brings the data to the epoch of a backup.
         validations: brings the validation data there.
         first: the epoch at which the training begins: `fit(initial_epoch=...)`.
+        draws: counts the iterators that others make of the data.
     """
 
     x: Any
@@ -52,7 +54,8 @@ class FitCall:
     steps: int | None
     earlier: EarlierEpochs
     validations: EarlierValidations
-    first: int = 0
+    first: int
+    draws: Draws
 
     @property
     def iterator(self) -> Any:
@@ -139,6 +142,7 @@ class FitCall:
     def epoch_done(self, epoch: int) -> None:
         """Counts the validation of an epoch that ended, by its index."""
         self.validations.done(epoch + 1)
+        self.draws.between()
 
     def ended(self, kept: str) -> None:
         """Counts later draws anew, because this `fit` ended.
@@ -180,8 +184,8 @@ def find() -> FitCall | None:
                 int(iterator.steps_per_execution),
                 first,
             )
-            count = int(steps) if steps else None
-            return FitCall(x, given.get("class_weight"), reference, count, earlier, validations, first)
+            draws, count = Draws([x, given.get("val_x")], first), int(steps) if steps else None
+            return FitCall(x, given.get("class_weight"), reference, count, earlier, validations, first, draws)
     return None
 
 

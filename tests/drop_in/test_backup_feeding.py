@@ -623,6 +623,45 @@ def test_data_that_lived_through_the_epochs_are_not_told_of_them_again(model, tm
     assert data.ended == before + 2 + 1  # two epochs, and once where Keras begins
 
 
+class Draws(Validated):
+    """Reads the training data, or a part of them, wherever a callback is called."""
+
+    def __init__(self, data, kill=None):
+        super().__init__(kill)
+        self.data = data
+
+    def on_epoch_begin(self, epoch, logs=None):
+        next(iter(self.data.take(1)))
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 1:
+            next(iter(self.data))
+        super().on_train_batch_end(batch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.predict(self.data, verbose=0)
+        super().on_epoch_end(epoch, logs)
+
+
+@pytest.mark.parametrize("freq", [1, "epoch"])
+@pytest.mark.parametrize("shared", few_under_jax([False, True], [False]))
+def test_iterators_that_callbacks_make_of_the_data_are_counted(model, tmp_path, freq, shared):
+    """A `shuffle` with a seed gives each iterator the next order, whoever makes it."""
+    feed = Feed("", shuffled, REPEATS, epochs=4)
+
+    def run(folder, kill=None):
+        data = shuffled()
+        given = {"validation_data": data.take(1)} if shared else {}
+        backup = kresume.BackupAndRestore(tmp_path / folder, save_freq=freq)
+        return fit(model, data, [backup, Draws(data, kill)], feed, given)
+
+    _, expected = run("whole")
+    for kill in (7, 6):
+        assert run("killed", kill) is None
+    _, found = run("killed")
+    assert_same_bytes(expected, found)
+
+
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("kind", [shuffled, Shuffled, tensors, ByIndex])
 def test_a_retry_in_one_process_says_whose_backup_it_is_and_that_the_order_is_another(model, tmp_path, capfd, kind):

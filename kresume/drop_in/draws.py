@@ -1,0 +1,95 @@
+"""Counts the iterators that anybody makes of the data of `fit`, and makes them again after a restart.
+
+    draws = Draws([x, validation], first=0)     # when fit begins
+    record = draws.record()                     # for a backup
+    draws.continue_from(record)                 # in another process; then, once the first batch is drawn:
+    draws.resume()
+
+A `shuffle` of tf.data with a seed gives each iterator the next order, whoever makes it. `EarlierEpochs` and
+`EarlierValidations` make those that Keras had made. A callback may read the same data, too, with `evaluate` or `take(1)`. So
+the class of tf.data counts.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kresume.drop_in import caches
+
+_made: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+"""The number of iterators of each `shuffle` that is watched."""
+
+
+class Draws:
+    """Counts for one `fit`.
+
+    Args:
+        data: the training data and the validation data; others than those of tf.data are not counted.
+        first: the epoch at which the training begins: counts of another one are not continued.
+    """
+
+    def __init__(self, data: Sequence[Any], first: int) -> None:
+        self._shuffles: list[Any] = []
+        for each in (shuffle for part in data for shuffle in caches.shuffles(part)):
+            if not any(each is known for known in self._shuffles):
+                self._shuffles.append(each)
+                _made.setdefault(each, 0)
+        if self._shuffles:
+            _count_all()
+        self._first, self._base = first, [_made[each] for each in self._shuffles]
+        self._before = self._now()
+        self._later: Sequence[int] = ()
+
+    def _now(self) -> list[int]:
+        return [_made[each] - base for each, base in zip(self._shuffles, self._base, strict=True)]
+
+    def between(self) -> None:
+        """Remembers the counts between two epochs, before callbacks hear that the next one begins."""
+        self._before = self._now()
+
+    def record(self) -> dict[str, Any]:
+        """Returns the counts as JSON: before the epoch that runs, and now."""
+        return {"first": self._first, "before": self._before, "now": self._now()}
+
+    def continue_from(self, record: Mapping[str, Any] | None, within: bool) -> None:
+        """Makes the iterators that were made before the epoch of a backup.
+
+        Args:
+            record: of the backup; None in one of an earlier version.
+            within: True if the epoch was interrupted: it makes the training's iterator itself, `resume` those after it.
+        """
+        if record and record["first"] == self._first and len(record["now"]) == len(self._shuffles):
+            self._reach(record["before" if within else "now"])
+            self._later = record["now"] if within else ()
+        self.between()
+
+    def resume(self) -> None:
+        """Makes those that were made within the interrupted epoch; called when the training has its own."""
+        if self._later:
+            self._reach(self._later)
+            self._later = ()
+
+    def _reach(self, counts: Sequence[int]) -> None:
+        for index, shuffle in enumerate(self._shuffles):  # the last step first: it makes one of those before it
+            while self._now()[index] < counts[index]:
+                iter(shuffle)
+
+
+def _count_all() -> None:
+    """Lets the class of all datasets count, once in a process."""
+    dataset = sys.modules["tensorflow"].data.Dataset
+    if getattr(dataset.__iter__, "counts", False):
+        return
+    make = dataset.__iter__
+
+    def counted(self: Any) -> Any:
+        for shuffle in caches.shuffles(self):
+            if shuffle in _made:
+                _made[shuffle] += 1
+        return make(self)
+
+    counted.counts = True  # type: ignore[attr-defined]
+    dataset.__iter__ = counted
