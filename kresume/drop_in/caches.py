@@ -13,15 +13,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kresume.reporter import Reporter
+
+ENDLESS = -1
+"""What `cardinality` of tf.data returns for data without an end."""
+
 
 def fill(data: Any) -> None:
     """Draws the first order into each cache in memory that lies behind a `shuffle` with a seed.
 
-    Does nothing for a cache that is filled: it is read then, without what follows it.
+    Does nothing for a cache that is filled: it is read then, without what follows it. One that repeats for ever is never full.
     """
-    for cache in _of_shuffled(data):
-        for _ in cache:
-            pass
+    for cache in (each for each in _of_shuffled(data) if int(each.cardinality()) != ENDLESS):
+        with Reporter().waiting("reading the data once, to fill their cache as the first epoch did"):
+            for _ in cache:
+                pass
+
+
+def keeps_order(data: Any) -> bool:
+    """Tests for a cache in memory that `fill` fills."""
+    return next(_of_shuffled(data), None) is not None
 
 
 def left_locked(data: Any) -> str:

@@ -48,7 +48,14 @@ def after_restart(records: Mapping[str, Any], call: FitCall | None, stream: Stre
 
 def of_validation(call: FitCall | None) -> str:
     """Returns a note if validation after an interruption sees other data than it would have; else empty."""
-    if call is None or not isinstance(call.validations.data, GeneratorType):
+    if call is None:
+        return ""
+    if call.validations.in_part:
+        return (
+            "validation_steps draws a part of data that cache() keeps behind a shuffle, so validation may see other pictures "
+            "when training is continued (cache before the shuffle, or validate on all of them)"
+        )
+    if not isinstance(call.validations.data, GeneratorType):
         return ""
     return (
         "the validation data are a generator, which begins at its first batch again when training is continued, so validation "

@@ -7,7 +7,7 @@
 
 A `shuffle` of tf.data with a seed gives each iterator the next order, whoever makes it. `EarlierEpochs` and
 `EarlierValidations` make those that Keras had made. A callback may read the same data, too, with `evaluate` or `take(1)`. So
-the class of tf.data counts.
+the class of tf.data counts while a `fit` lasts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ from kresume.drop_in import caches
 
 _made: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 """The number of iterators of each `shuffle` that is watched."""
+
+
+_lasting: weakref.WeakSet[Draws] = weakref.WeakSet()
+"""The counts of each `fit` that lasts, or that raised and whose caller may still hold it."""
+PLAIN = "plain"
+"""Name of the method that counting wraps, on the method that counts."""
 
 
 class Draws:
@@ -38,6 +44,7 @@ class Draws:
                 self._shuffles.append(each)
                 _made.setdefault(each, 0)
         if self._shuffles:
+            _lasting.add(self)
             _count_all()
         self._first, self._base = first, [_made[each] for each in self._shuffles]
         self._before = self._now()
@@ -45,6 +52,13 @@ class Draws:
 
     def _now(self) -> list[int]:
         return [_made[each] - base for each, base in zip(self._shuffles, self._base, strict=True)]
+
+    def ended(self) -> None:
+        """Ends the counting with its `fit`, unless another one lasts."""
+        _lasting.discard(self)
+        dataset = sys.modules["tensorflow"].data.Dataset if self._shuffles else None
+        if dataset is not None and not _lasting and hasattr(dataset.__iter__, PLAIN):
+            dataset.__iter__ = getattr(dataset.__iter__, PLAIN)
 
     def between(self) -> None:
         """Remembers the counts between two epochs, before callbacks hear that the next one begins."""
@@ -79,9 +93,9 @@ class Draws:
 
 
 def _count_all() -> None:
-    """Lets the class of all datasets count, once in a process."""
+    """Lets the class of all datasets count."""
     dataset = sys.modules["tensorflow"].data.Dataset
-    if getattr(dataset.__iter__, "counts", False):
+    if hasattr(dataset.__iter__, PLAIN):
         return
     make = dataset.__iter__
 
@@ -91,5 +105,5 @@ def _count_all() -> None:
                 _made[shuffle] += 1
         return make(self)
 
-    counted.counts = True  # type: ignore[attr-defined]
+    setattr(counted, PLAIN, make)
     dataset.__iter__ = counted

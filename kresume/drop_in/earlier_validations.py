@@ -37,6 +37,8 @@ class EarlierValidations:
 
     Attributes:
         data: the argument.
+        in_part: True if each validation draws some batches of a cache that keeps the order of a `shuffle`. What the cache keeps
+            then depends on how far tf.data has read ahead.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class EarlierValidations:
         self._of_tensorflow = hasattr(data, "element_spec") and hasattr(data, "cardinality")
         self._remembers = self._of_tensorflow or isinstance(data, keras.utils.PyDataset)
         self._iterators = _iterators_of(data, steps, per_call) if self._of_tensorflow else 0
+        self.in_part = steps is not None and self._of_tensorflow and caches.keeps_order(data)
         self._stream = stream_in(data)
 
     def position(self) -> int | None:

@@ -152,6 +152,7 @@ class FitCall:
         """
         self.earlier.ended(kept)
         self.validations.ended(kept)
+        self.draws.ended()
 
     def lived_through(self, folder: str) -> None:
         """Counts what a `fit` of this process that kept its backups in a folder drew from the same data."""

@@ -7,6 +7,7 @@ import gc
 import itertools
 import re
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 import kresume
 from kresume.checkpoints import snapshot
+from kresume.drop_in import draws
 from kresume.errors import UsageError
 from tests.helpers.backends import few_under_jax
 from tests.helpers.paths import ROOT
@@ -716,17 +718,19 @@ CACHED = {
     "of batches": (lambda: shuffled().cache().prefetch(2), {}),
     "steps_per_epoch": (lambda: shuffled().cache().prefetch(2), {"steps_per_epoch": 2}),
     "validation": (tensors, {}),
+    "validation in part": (tensors, {"validation_steps": 2}),
 }
 
 
 @pytest.mark.parametrize("kind", few_under_jax(list(CACHED), ["and behind it"]))
-def test_a_cache_keeps_the_order_of_the_first_epoch(model, tmp_path, kind):
+def test_a_cache_keeps_the_order_of_the_first_epoch(model, tmp_path, capfd, kind):
     """A cache keeps the order of its first iterator for all epochs; a process that continues in a later one fills it so."""
     make, options = CACHED[kind]
-    feed = Feed("", make, REPEATS, options, epochs=8 if options else 4)
+    feed = Feed("", make, REPEATS, options, epochs=8 if "steps_per_epoch" in options else 4)
 
     def run(folder, kill=None):
-        given = {"validation_data": CACHED["and behind it"][0]()} if kind == "validation" else {}
+        validating = {"validation": "and behind it", "validation in part": "of batches"}.get(kind)
+        given = {"validation_data": CACHED[validating][0]()} if validating else {}
         backup = kresume.BackupAndRestore(tmp_path / folder, save_freq=2)
         return fit(model, make(), [backup, Validated(kill)], feed, {**options, **given})
 
@@ -736,6 +740,27 @@ def test_a_cache_keeps_the_order_of_the_first_epoch(model, tmp_path, kind):
     counted, found = run("killed")
     assert_same_bytes(expected, found)
     assert counted.scores == {epoch: whole.scores[epoch] for epoch in counted.scores}
+    told = "validation_steps draws a part of data that cache() keeps behind a shuffle" in capfd.readouterr().err
+    assert told == (kind == "validation in part")  # here all are read ahead
+
+
+@pytest.mark.one_backend(trains=True)
+def test_the_class_of_datasets_is_as_it_was_after_fit(model, tmp_path, monkeypatch):
+    """It counts iterators while a training lasts."""
+    import tensorflow as tf
+
+    plain = getattr(tf.data.Dataset.__iter__, draws.PLAIN, tf.data.Dataset.__iter__)
+    monkeypatch.setattr(draws, "_lasting", weakref.WeakSet())  # without those of tests that killed a fit
+    monkeypatch.setattr(tf.data.Dataset, "__iter__", plain)
+    kinds = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            kinds.append(tf.data.Dataset.__iter__ is plain)
+
+    fit(model, shuffled(), [kresume.BackupAndRestore(tmp_path), Look()], Feed("", shuffled, REPEATS, epochs=1))
+    assert kinds == [False]
+    assert tf.data.Dataset.__iter__ is plain
 
 
 LEFT_BY_A_FIT = {
