@@ -21,6 +21,7 @@ from kresume.version import __version__
 
 PACKAGES = ("kresume", "keras", "tensorflow", "jax", "jaxlib", "numpy")
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
+CPUINFO = Path("/proc/cpuinfo")
 COMPUTES = re.compile(r"(sse|ssse|avx|fma|f16c|amx|bmi|asimd|neon|sve|sme(?!p)|fphp|bf16|i8mm)\w*")
 """Names of instruction sets, in Linux, that numeric libraries choose their kernels by."""
 NUMBERS = {"cpu family": "family", "model": "model", "CPU part": "part"}
@@ -54,7 +55,7 @@ def cpu_kind() -> str:
 def _cpu_facts() -> dict[str, str]:
     """Returns what Linux tells of the first processor; empty elsewhere."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = CPUINFO.read_text()
     except OSError:
         return {}
     pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())

@@ -178,7 +178,7 @@ def test_the_lines_of_a_first_fit_that_is_trained_again_are_in_a_table_once(run,
     """Killed in its second fit, a script trains the first one again, which appends its lines to the table again."""
     monkeypatch.setattr(callback_logs, "_begun", {})
     within = any(epoch % 1 for _, epoch in kills)
-    code = "freq = 1\n" * within + LOGGED
+    code = "freq, x, y = 1, np.tile(x, (2, 1)), np.tile(y, 2)\n" * within + LOGGED  # with two steps an epoch
     run(code, "whole")
     for kill in kills:
         monkeypatch.setattr(callback_logs, "_begun", {})

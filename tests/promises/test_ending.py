@@ -277,11 +277,12 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd {}\nCPU part\t: {}\n\n"
     ],
 )
 @pytest.mark.one_backend
-def test_processors_of_one_name_are_told_apart(monkeypatch, before, after, told):
+def test_processors_of_one_name_are_told_apart(tmp_path, monkeypatch, before, after, told):
     """Clouds give one name to several generations, whose last digits differ."""
     prints = []
     for text in (before, after):
-        monkeypatch.setattr(fingerprint.Path, "read_text", lambda *_, text=text, **__: text)
+        (tmp_path / "cpuinfo").write_text(text)
+        monkeypatch.setattr(fingerprint, "CPUINFO", tmp_path / "cpuinfo")
         fingerprint._fixed_fingerprint.cache_clear()
         prints.append({**fingerprint._fixed_fingerprint(), "cpu": "the same"})
     monkeypatch.undo()
