@@ -22,6 +22,8 @@ LIBRARIES |= set(sys.stdlib_module_names) - {"__main__"}
 """Packages whose objects are not the user's."""
 DEEPEST, MOST = 6, 10_000
 """How many objects may lie between a function and a variable, and the most items of a list in between."""
+MOST_LOOKED_AT = 200_000
+"""Objects after which a search ends: the user's code may hold a whole data set."""
 
 
 class Walk:
@@ -33,6 +35,7 @@ class Walk:
 
     def __init__(self, model: keras.Model) -> None:
         self.seen = {id(layer) for layer in model._flatten_layers()} | {id(model.optimizer)}
+        self.left = MOST_LOOKED_AT
         self._held: list[Any] = []  # an id is one object's only as long as that lives
 
     def visits(self, value: Any) -> bool:
@@ -55,6 +58,9 @@ def variables_in(
         depth: how many objects were passed.
         by_code: True if a function led there: then a layer's trained weights are left out, which may be a large network's.
     """
+    walk.left -= 1
+    if walk.left < 0:
+        return
     if isinstance(content, keras.Variable) or _is_of_tensorflow(content):
         yield address, content
     elif isinstance(content, (str, bytes, int, float, type(None))) or depth > DEEPEST:
