@@ -129,10 +129,11 @@ class Labels:
                 f"first is {path} "
                 f"({label} and {other})"
             )
-        if self.relabels:
-            path, before, now = self.relabels[0]
+        told = {(path, other, label) for path, label, other in self.conflicts}
+        if alone := [each for each in self.relabels if each not in told]:
+            path, before, now = alone[0]
             notes.append(
-                f"{counted(len(self.relabels), 'image', 'has', 'have')} a new label; the first is {path} ({before} -> {now})"
+                f"{counted(len(alone), 'image', 'has', 'have')} a new label; the first is {path} ({before} -> {now})"
             )
         if self.kept:
             path, given, label = self.kept[0]

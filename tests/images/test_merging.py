@@ -325,6 +325,7 @@ def test_a_conflict_with_a_record_ends_as_asked(doubled, quiet, policy, label):
     first = merged(quiet, data=doubled / "old").manifest
     result = merged(quiet, first, add=doubled / "new", generation=1, on_conflict=policy)
     assert len(result.facts.relabels) == (policy == "new")
+    assert not any("a new label" in note for note in result.facts.notes)  # the note on two labels says it
     rows = {row["sha256"]: row["label"] for row in result.manifest.table.to_pylist()}
     (sha,) = [row["sha256"] for row in first.table.to_pylist() if row["path"].endswith("1000.png")]
     assert rows.get(sha) == label
