@@ -75,5 +75,6 @@ def _constant(tensor: Any) -> Any:
 
 
 def _inputs(data: Any) -> list[Any]:
-    inputs = getattr(data, "_inputs", None)
+    # The user's own data may have a method of this name.
+    inputs = getattr(data, "_inputs", None) if type(data).__module__.startswith("tensorflow.") else None
     return list(inputs()) if callable(inputs) else []

@@ -9,9 +9,10 @@ them. A function may use them by its closure, by arguments of `functools.partial
 
 from __future__ import annotations
 
+import dis
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import CodeType, FunctionType, MethodType
 from typing import Any, TypeGuard
 
@@ -22,6 +23,10 @@ LIBRARIES |= set(sys.stdlib_module_names) - {"__main__"}
 """Packages whose objects are not the user's."""
 DEEPEST, MOST = 6, 10_000
 """How many objects may lie between a function and a variable, and the most items of a list in between."""
+NOTHING = (str, bytes, int, float, complex, type(None))
+"""Types of values that hold no variable. They do not count for a search's end."""
+NO_NUMBERS = {"string", "resource", "variant"}
+"""Types of variables that no backup can hold."""
 MOST_LOOKED_AT = 200_000
 """Objects after which a search ends: the user's code may hold a whole data set."""
 
@@ -58,36 +63,47 @@ def variables_in(
         depth: how many objects were passed.
         by_code: True if a function led there: then a layer's trained weights are left out, which may be a large network's.
     """
+    kind = type(content)  # `isinstance` would ask a proxy of the user's, which may raise
+    if issubclass(kind, NOTHING) or kind.__module__ == "numpy" or depth > DEEPEST:
+        return
     walk.left -= 1
     if walk.left < 0:
         return
-    if isinstance(content, keras.Variable) or _is_of_tensorflow(content):
+    if issubclass(kind, keras.Variable) or _is_of_tensorflow(content):
         yield address, content
-    elif isinstance(content, (str, bytes, int, float, type(None))) or depth > DEEPEST:
-        return
-    elif isinstance(content, keras.random.SeedGenerator):
+    elif issubclass(kind, keras.random.SeedGenerator):
         yield f"{address}.state", content.state
-    elif isinstance(content, (Mapping, list, tuple)):
+    elif issubclass(kind, (dict, list, tuple)) or _is_dictionary_of_tensorflow(content):
         if (by_code or depth) and len(content) > MOST:
             return
-        for key, item in content.items() if isinstance(content, Mapping) else enumerate(content):
+        for key, item in list(enumerate(content) if issubclass(kind, (list, tuple)) else content.items()):
             yield from variables_in(f"{address}[{key}]", item, walk, depth + 1, by_code)
-    elif isinstance(content, keras.Layer):
+    elif issubclass(kind, keras.Layer):
         if walk.visits(content):
             for index, variable in enumerate(_that_change(content, by_code)):
                 yield f"{address}.variables[{index}]", variable
-    elif isinstance(content, partial):
+    elif issubclass(kind, partial):
         for name, item in (("func", content.func), ("args", content.args), ("keywords", content.keywords)):
             yield from variables_in(f"{address}.{name}", item, walk, depth + 1, True)
-    elif isinstance(content, MethodType):
+    elif issubclass(kind, MethodType):
         yield from variables_in(f"{address}.__self__", content.__self__, walk, depth + 1, by_code)
-    elif isinstance(content, FunctionType):
+    elif issubclass(kind, FunctionType):
         if _is_the_users(content.__module__) and walk.visits(content):
             yield from _used_by(address, content, walk, depth)
-    elif hasattr(content, "__dict__") and _is_the_users(type(content).__module__) and walk.visits(content):
-        for name, item in sorted(vars(content).items()):
+    elif _is_the_users(kind.__module__) and not issubclass(kind, keras.optimizers.Optimizer) and walk.visits(content):
+        for name, item in _attributes(content):
             yield from variables_in(f"{address}.{name}", item, walk, depth + 1, by_code)
         yield from used_by_methods(address, content, walk, depth)
+
+
+def _attributes(value: Any) -> list[tuple[str, Any]]:
+    """Returns the attributes of an object, sorted by name, without running code of its class."""
+    try:
+        held = object.__getattribute__(value, "__dict__")
+    except Exception:  # a class with slots, or whose `__dict__` is a property of the user's
+        return []
+    found = [(str(name), item) for name, item in list(dict.items(held))] if type(held) is dict else []
+    return sorted((each for each in found if not each[0].startswith("_self_")), key=lambda pair: pair[0])
 
 
 def used_by_methods(address: str, value: Any, walk: Walk, depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -106,11 +122,18 @@ def _used_by(address: str, function: FunctionType, walk: Walk, depth: int) -> It
             used[name] = cell.cell_contents
         except ValueError:  # not assigned yet
             continue
-    names = {name for code in _codes(function.__code__) for name in code.co_names}
-    used |= {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())}
+    names = sorted(_global_names(function.__code__) & function.__globals__.keys())
+    used |= {name: function.__globals__[name] for name in names}
     for name, value in used.items():
-        if not isinstance(value, type):
+        if not issubclass(type(value), type):
             yield from variables_in(f"{address}: {name}", value, walk, depth + 1, True)
+
+
+@cache
+def _global_names(code: CodeType) -> frozenset[str]:
+    """Returns the global names that code reads; those of attributes are none."""
+    read = (each for part in _codes(code) for each in dis.get_instructions(part))
+    return frozenset(str(each.argval) for each in read if each.opname in {"LOAD_GLOBAL", "LOAD_NAME"})
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -138,8 +161,14 @@ def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, (list, tuple))
 
 
+def _is_dictionary_of_tensorflow(value: Any) -> bool:
+    """Tests for what TensorFlow makes of a dictionary that is an attribute of a model."""
+    return type(value).__module__.startswith("tensorflow.") and isinstance(value, Mapping)
+
+
 def _is_of_tensorflow(value: Any) -> bool:
-    """Tests for a `tf.Variable`, without importing TensorFlow."""
-    return (
-        type(value).__module__.startswith("tensorflow.") and hasattr(value, "assign") and hasattr(value, "read_value")
-    )
+    """Tests for a `tf.Variable` of numbers, without importing TensorFlow."""
+    if not type(value).__module__.startswith("tensorflow."):
+        return False
+    dtype = getattr(getattr(value, "dtype", None), "name", "")
+    return hasattr(value, "assign") and hasattr(value, "read_value") and dtype not in NO_NUMBERS

@@ -185,6 +185,58 @@ def test_generators_that_keras_does_not_track_go_on(tmp_path, loss):
     assert_same_bytes(expected, arrays_of(model))
 
 
+class _Slots:
+    __slots__ = ("a",)
+
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+
+class _Proxy:
+    @property
+    def __class__(self):
+        raise RuntimeError("outside of its context")
+
+
+class _NoDictionary:
+    @property
+    def __dict__(self):
+        raise RuntimeError("no dictionary")
+
+
+class _Numbered:
+    def __init__(self):
+        self.__dict__[3] = 1
+        self.me = [self]
+
+
+ODD = [_Slots(), _Proxy(), _NoDictionary(), _Numbered(), threading.Lock(), keras.optimizers.Adam()]
+
+
+def test_odd_objects_of_the_users_end_no_backup(tmp_path):
+    """They raise where they are looked at, are long, or are variables that no file holds; what comes after them goes on."""
+    import tensorflow as tf
+
+    name, numbers = tf.Variable("abc"), list(range(300_000))
+
+    def make():
+        model = counting()
+        model.a_first, model.helper = numbers, Helper()
+
+        def loss(y_true, y_pred):
+            return keras.ops.mean((y_true - y_pred) ** 2, axis=-1) + 0.0 * len(ODD) * tf.strings.length(name).dtype.size
+
+        model.compile(keras.optimizers.Adam(0.01), loss)
+        return model
+
+    model, _ = train(make, tmp_path / "whole")
+    expected = arrays_of(model, model.steps)
+    assert train(make, tmp_path / "killed", kill=20) is None
+    model, calls = train(make, tmp_path / "killed")
+    assert calls < 39
+    assert_same_bytes(expected, arrays_of(model, model.steps))
+
+
 class Seen(keras.metrics.Metric):
     """Counts the batches of all epochs, and those of one."""
 
