@@ -114,7 +114,8 @@ def source_digest() -> str:
 @cache
 def _fixed_fingerprint() -> dict[str, Any]:
     versions = {"python": platform.python_version(), "packages": package_versions(), "cpu": cpu_model()}
-    return {**versions, **({KIND: cpu_kind()} if cpu_kind() else {})}
+    kind = cpu_kind()
+    return {**versions, **({KIND: kind} if kind else {})}
 
 
 def fingerprint() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from kresume.reporter import Reporter
 
 ENDLESS = -1
-"""What `cardinality` of tf.data returns for data without an end."""
+"""Is the `cardinality` of tf.data that never end."""
 
 
 def fill(data: Any) -> None:

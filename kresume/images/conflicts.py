@@ -21,7 +21,7 @@ import numpy as np
 from kresume.images.manifest import LOCATION
 from kresume.images.prepare import Image
 from kresume.images.said_before import Said, replaced_by, says_nothing_new
-from kresume.images.sources.found import ONE_LABEL, Found, key_of
+from kresume.images.sources.found import ONE_LABEL, Found, key_of_row
 from kresume.images.sources.tables import still_there
 from kresume.spelling import counted, option
 
@@ -255,7 +255,7 @@ def _is_corrected(files: Sequence[Found], record: Mapping[str, Any], on_conflict
     It is said of the same place, or the image has left its place. A list, or a label in a record, may have been corrected for
     the image at its place; `"old"` says that it was not.
     """
-    key = key_of(record["path"], record["offset"], record["length"])
+    key = key_of_row(record)
     return (on_conflict != "old" and any(found.key == key for found in files)) or not still_there(record)
 
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from kresume.images.conflicts import Given
 from kresume.images.manifest import Manifest
-from kresume.images.sources.found import Found, key_of
+from kresume.images.sources.found import Found, key_of_row
 from kresume.images.sources.tables import still_there
 from kresume.storage import locations
 
 COLUMNS = ["path", "bytes", "mtime_ns", "offset", "length", "coding", "sha256"]
-"""What tells whether an image is where it was recorded."""
+"""Columns by which `still_there` finds out if an image is where it was recorded."""
 
 
 def current_places(
@@ -46,7 +46,7 @@ def current_places(
 
 
 def _place(given: Given, files: np.ndarray, record: Mapping[str, Any], folders: dict[str, set[str]]) -> Found | None:
-    key = key_of(record["path"], record["offset"], record["length"])
+    key = key_of_row(record)
     found: list[Found] = [given.images[file].found for file in files]
     old = [each for each, file in zip(found, files, strict=True) if given.roles[file] == Given.DATA]
     same = [each for each in found if each.key == key]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kresume.images.sources.found import Found, canonical, key_of
+from kresume.images.sources.found import Found, canonical, key_of_row
 from kresume.storage import locations
 
 
@@ -64,7 +64,7 @@ def _is_corrected_now(said: Said, every: Sequence[Said], record: Mapping[str, An
     others = [each for each in every if each.found.label != said.found.label and each.found.key == said.found.key]
     if in_folder:
         return bool(others)
-    at_its_place = said.found.key == key_of(record["path"], record["offset"], record["length"])
+    at_its_place = said.found.key == key_of_row(record)
     return not said.news and at_its_place and any(each.news for each in others)
 
 

@@ -259,7 +259,7 @@ def _touch(path):
 )
 @pytest.mark.one_backend
 def test_a_copy_moves_nothing_while_the_image_is_at_its_place(tmp_path, quiet, role, done, moves, packed):
-    """Who deletes the copy later must not lose the image; `--data` says where the old images are now."""
+    """Deleting the copy later must not lose the image. `--data` moves the images: it says where the old ones are."""
     write_pictures(tmp_path / "old", 2, 0, AB)
     first = merged(quiet, data=tmp_path / "old").manifest
     copy = tmp_path / "week" / "a" / "copy.png"

@@ -112,10 +112,9 @@ def list_images(
             known |= listing.known
             moved |= listing.moved
             examples |= listing.examples
-    listed = tuple(files.values())
-    numbered = bool(listed) and all(each.numbered for each in listed)
-    names = sorted(classes, key=int) if numbered else sorted(classes)
-    return Listing(listed, tuple(notes), tuple(names), tuple(quarantine), known, frozenset(moved), examples)
+    names = tuple(sorted(classes))
+    every = Listing(tuple(files.values()), tuple(notes), names, tuple(quarantine), known, frozenset(moved), examples)
+    return replace(every, classes=tuple(sorted(classes, key=int))) if every.numbered else every
 
 
 def _tested(listing: Listing, given: str) -> Listing:

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kresume.images.sources.moves import NOTHING, Moves
 
@@ -87,6 +88,11 @@ def canonical(label: str) -> str:
 def key_of(path: str, offset: int, length: int) -> str:
     """Returns the key of a byte range; a whole file's key is its path."""
     return path if length < 0 else f"{path}\0{offset}"
+
+
+def key_of_row(row: Mapping[str, Any]) -> str:
+    """Returns the key of an image that a manifest's row records."""
+    return key_of(row["path"], row["offset"], row["length"])
 
 
 @dataclass(frozen=True, slots=True)
