@@ -4,34 +4,32 @@ A member of an uncompressed tar or of a zip is a range of bytes. In a tar that i
 member can be read alone, so the prepare pass reads it once, in order, into the cache.
 
 Sources: POSIX.1-2001 (pax) through Python's tarfile; PKWARE APPNOTE 6.3.10 section 4.3.7 for where a member's bytes
-begin; the WebDataset format (github.com/webdataset/webdataset): files with the same stem are one example.
+begin.
 """
 
 from __future__ import annotations
 
-import json
 import lzma
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from kresume.errors import ImagesError
 from kresume.images.sources import class_folders
 from kresume.images.sources.class_folders import describe_left_out, walk
 from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Source
-from kresume.images.sources.names import NOT_PICTURES, ending
+from kresume.images.sources.names import ending
 from kresume.images.sources.trees import InArchive, pieces_of
+from kresume.images.sources.webdataset import LABEL_ENDINGS, read_labels
 from kresume.spelling import counted
 from kresume.storage import locations
 
 TAR_MARK = slice(257, 262)
-LABEL_ENDINGS = (".cls", ".json")
 LABEL_BYTES = 2**20
-LABEL_KEYS = ("label", "cls", "class", "class_name", "category", "text")
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Local header of a zip's member: its signature, then the lengths of the name and of the extra field."""
 
@@ -143,10 +141,9 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
         notes.append(f"{given}: {again} left out: later ones have the same names, and count, as when it is unpacked")
     tree = InArchive(last)
     left_out: Counter[str] = Counter(tree.apart)
-    paired = _paired(last) if source.labelled else {}
-    own = _read_labels(paired, read, given)
+    own, about_keys = read_labels(last, read, given) if source.labelled else ({}, ())
     if own:
-        notes += _notes_on_labels(tree, own, given)
+        notes += (*_notes_on_labels(tree, own, given), *about_keys)
     labels: dict[str, tuple[str, str | None]]
     if not source.labelled:
         labels = {picture.path: (NO_CLASS, None) for picture in walk(tree, tree.root, left_out, labelled=False)}
@@ -229,68 +226,3 @@ def _refuse_arrays(names: Collection[str], given: str) -> None:
             f"{given} holds {counted(len(names), 'array')} of NumPy, and no image files: write each image as a file into a "
             "folder of its class, PIL.Image.fromarray(array).save(...), or use kresume.BackupAndRestore in your own fit"
         )
-
-
-def _paired(names: Iterable[str]) -> dict[str, str]:
-    """Returns the member that labels each picture, by the picture's name (WebDataset)."""
-    by_stem: dict[str, dict[str, str]] = {}
-    for name in names:
-        stem, kind = _stem(name)
-        by_stem.setdefault(stem, {})[kind] = name
-    paired: dict[str, str] = {}
-    for kinds in by_stem.values():
-        labels = [kinds[kind] for kind in LABEL_ENDINGS if kind in kinds]
-        paired |= {name: labels[0] for kind, name in kinds.items() if labels and kind not in NOT_PICTURES}
-    return paired
-
-
-def _stem(name: str) -> tuple[str, str]:
-    """Returns a member's WebDataset key and its last ending.
-
-    The key is the path up to the first dot of the file's name.
-    """
-    folder, slash, last = name.rpartition("/")
-    key, _, _ = last.partition(".")
-    return folder + slash + key, ending(last)
-
-
-def _read_labels(paired: dict[str, str], read: Callable[[str], bytes], given: str) -> dict[str, str]:
-    """Returns the label of each picture.
-
-    Programs write JSON about a picture beside it, such as Google Takeout: where no member holds a label, they are not labels,
-    and the folders are the classes.
-
-    Raises:
-        ImagesError: some members hold a label and others do not.
-    """
-    labels: dict[str, str] = {}
-    first_without = ""
-    for picture, name in paired.items():
-        content = read(name)
-        if name.lower().endswith(".cls"):
-            label = content.decode("utf-8", "replace").strip()
-            if not label:
-                raise ImagesError(f"{given}: {name} contains no label")
-        else:
-            label = _label_of_json(content, f"{given}: {name}")
-        if label:
-            labels[picture] = label
-        else:
-            first_without = first_without or name
-    if labels and first_without:
-        raise ImagesError(
-            f"{given}: {first_without} has no label, and other members have one: expected one of the keys "
-            f"{', '.join(LABEL_KEYS)}"
-        )
-    return labels
-
-
-def _label_of_json(content: bytes, where: str) -> str:
-    """Returns the label that a JSON text holds; empty for none."""
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise ImagesError(f"{where} is not valid JSON ({error})") from error
-    if isinstance(value, dict):
-        value = next((value[key] for key in LABEL_KEYS if isinstance(value.get(key), (str, int))), "")
-    return str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
