@@ -64,6 +64,16 @@ def spelled_alike(name: str, known: Iterable[str]) -> str | None:
     return next((other for other in known if _letters(other) == letters), None)
 
 
+def note_alike(classes: Sequence[str]) -> tuple[str, ...]:
+    """Returns a note for each class whose name differs from an earlier one in its spelling alone."""
+    pairs = [(spelled_alike(name, classes[:at]), name) for at, name in enumerate(classes)]
+    return tuple(
+        f"the classes {other} and {name} differ in their spelling alone: rename one of them if they are one class"
+        for other, name in pairs
+        if other is not None
+    )
+
+
 def _letters(name: str) -> str:
     """Returns the letters and digits of a name, in lower case; 01 is 1."""
     letters = "".join(letter for letter in name.casefold() if letter.isalnum())

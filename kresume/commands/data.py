@@ -66,6 +66,7 @@ def check(
     from kresume.images.sources.records import parse_features
     from kresume.reporter import Reporter
     from kresume.reports import data as report
+    from kresume.reports.data_check import check
     from kresume.runs import open_run
 
     parent = (find_run(run) or open_run(run)) if run else None
@@ -73,7 +74,7 @@ def check(
     away = read_away(parent.path, parent.record.away) if parent else None
     features = parse_features(tuple(feature))
     scanned = report.scan(paths, Reporter(), val=val, against=against, ever=away, features=features, cache=cache)
-    checked = report.check(scanned)
+    checked = check(scanned)
     print_result(checked, as_json)
     return 1 if checked.problems else 0
 

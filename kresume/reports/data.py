@@ -1,9 +1,8 @@
-"""Lists images and finds problems in them: `kresume data scan`, `check` and `show`.
+"""Lists images and counts them: `kresume data scan`, and what `check` and `show` begin with.
 
     scanned = scan(["old/", "new.tar"], reporter)
     write(scanned, Path("m.parquet"))
     print(describe(scanned))
-    print(check(scan(["new/"], reporter, against=remembered(run.path))))
 
 Unchanged files are not read again.
 """
@@ -20,13 +19,13 @@ import numpy as np
 
 from kresume import runs
 from kresume.backend import selection
+from kresume.class_names import note_alike
 from kresume.errors import ImagesError
 from kresume.evaluation.caches import open_cache
 from kresume.images.cache import listings_of
 from kresume.images.collect import collect, list_sources
 from kresume.images.manifest import VAL, Manifest, schema
 from kresume.images.merging import Merge, merge
-from kresume.images.near import near_pairs, thumb_array
 from kresume.images.scans import manifest_of
 from kresume.images.sources import Quarantined
 from kresume.images.sources.records import check_features
@@ -234,11 +233,12 @@ class Summary:
         )
         if self.duplicates:
             lines.append(f"{self.duplicates:,} duplicates, counted once")
-        lines += _first("files cannot be used", [f"{path}: {reason}" for path, reason in self.quarantine])
+        lines += first_of("files cannot be used", [f"{path}: {reason}" for path, reason in self.quarantine])
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def _first(what: str, lines: Sequence[str]) -> list[str]:
+def first_of(what: str, lines: Sequence[str]) -> list[str]:
+    """Returns a heading with the number of lines, and the first of them; nothing if there are none."""
     if not lines:
         return []
     more = [f"  … and {len(lines) - FIRST:,} more (--json lists all)"] if len(lines) > FIRST else []
@@ -279,117 +279,11 @@ def describe(scanned: Scanned) -> Summary:
         bytes=int(np.where(lengths < 0, table.column("bytes").to_numpy(), lengths).sum()),
         duplicates=facts.duplicates if facts else 0,
         quarantine=tuple((row.path, row.reason) for row in scanned.quarantine),
-        notes=(*scanned.notes, *(facts.notes if facts else ())),
+        notes=notes_of(scanned),
     )
 
 
-@dataclass(frozen=True)
-class Check:
-    """Problems of scanned images.
-
-    Attributes:
-        sources: as the user gave them.
-        images: number of distinct images, by content.
-        known: given images that the run already has.
-        duplicates: files whose content also exists under another path.
-        conflicts: same content under two labels: path, label, other label.
-        relabels: images whose label differs from the run's and that left their recorded path: path, old label, label.
-        leaks: near-duplicates in both the training and the validation split: path, the other path, what a run would do.
-        near: other near-duplicate pairs: path, path, True if their labels differ.
-        quarantine: files that cannot be used: path and reason.
-        unknown: images per class that the run does not have: `train` would refuse them.
-    """
-
-    sources: tuple[str, ...]
-    images: int
-    known: int
-    duplicates: int
-    conflicts: tuple[tuple[str, str, str], ...]
-    relabels: tuple[tuple[str, str, str], ...]
-    leaks: tuple[tuple[str, str, str], ...]
-    near: tuple[tuple[str, str, bool], ...]
-    quarantine: tuple[tuple[str, str], ...] = ()
-    unknown: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def problems(self) -> int:
-        """Counts conflicts, leaks, near-duplicates under two labels, unknown classes and unusable files."""
-        differing = sum(differs for _, _, differs in self.near)
-        return len(self.conflicts) + len(self.leaks) + differing + len(self.quarantine) + len(self.unknown)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the JSON form."""
-        return {
-            "sources": list(self.sources),
-            "images": self.images,
-            "known": self.known,
-            "duplicates": self.duplicates,
-            "conflicts": [dict(zip(("path", "label", "other"), row, strict=True)) for row in self.conflicts],
-            "relabels": [dict(zip(("path", "before", "now"), row, strict=True)) for row in self.relabels],
-            "leaks": [dict(zip(("path", "near", "outcome"), row, strict=True)) for row in self.leaks],
-            "near": [dict(zip(("path", "other", "labels_differ"), row, strict=True)) for row in self.near],
-            "quarantine": [dict(zip(("path", "reason"), row, strict=True)) for row in self.quarantine],
-            "unknown": dict(self.unknown),
-            "problems": self.problems,
-        }
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.images:,} images in {', '.join(self.sources)}: {self.duplicates:,} duplicates, {self.known:,} already known"
-        ]
-        lines += _first("files cannot be used", [f"{path}: {reason}" for path, reason in self.quarantine])
-        lines += _first(
-            f"class{'es' if len(self.unknown) > 1 else ''} that the run does not have; `train` would refuse them",
-            [f"{name}: {count:,} image{'s' if count > 1 else ''}" for name, count in self.unknown.items()],
-        )
-        lines += _first(
-            "files have two labels",
-            [f"{path}: {label}, and {other} elsewhere" for path, label, other in self.conflicts],
-        )
-        lines += _first(
-            "images have a new label", [f"{path}: {before} -> {now}" for path, before, now in self.relabels]
-        )
-        lines += _first(
-            "images are duplicates or near-duplicates of an image in the other split",
-            [f"{path} (near {other}): {outcome}" for path, other, outcome in self.leaks],
-        )
-        differing = [f"{one} and {other}" for one, other, differs in self.near if differs]
-        lines += _first("pairs of near-duplicates have two labels", differing)
-        alike = [f"{one} and {other}" for one, other, differs in self.near if not differs]
-        lines += _first("pairs of near-duplicates", alike)
-        return "\n".join([*lines, f"{self.problems:,} problems" if self.problems else "no problems"])
-
-
-def check(scanned: Scanned) -> Check:
-    """Finds duplicates, label conflicts, near-duplicates across splits and unusable files."""
-    manifest = scanned.manifest
-    thumbs, usable = thumb_array(manifest.table.column("thumb"))
-    is_new = (
-        manifest.origins >= max(scanned.generation, 0) if scanned.merge is not None else np.ones(len(manifest), bool)
-    )
-    pairs = near_pairs(thumbs, usable, is_new)
-    names = [found.name for found in manifest.found(pairs.reshape(-1))]
-    differs = manifest.labels[pairs[:, 0]] != manifest.labels[pairs[:, 1]] if len(pairs) else np.zeros(0, bool)
-    split = manifest.table.column("side").to_pylist()
-    facts = scanned.merge.facts if scanned.merge is not None else None
-    leaks = [(leak.path, leak.near, leak.outcome) for leak in (facts.leaks if facts else ())]
-    leaks += facts.both if facts else ()
-    near: list[tuple[str, str, bool]] = []
-    for number, (one, other) in enumerate(pairs.tolist()):
-        first, second = names[2 * number], names[2 * number + 1]
-        if None not in {split[one], split[other]} and split[one] != split[other]:
-            leaks.append((first, second, "recorded in both splits: unchanged"))
-        else:
-            near.append((first, second, bool(differs[number])))
-    return Check(
-        sources=scanned.sources,
-        images=scanned.given if scanned.given is not None else len(manifest),
-        known=facts.known if facts else 0,
-        duplicates=facts.duplicates if facts else 0,
-        conflicts=facts.conflicts if facts else (),
-        relabels=facts.relabels if facts else (),
-        leaks=tuple(leaks),
-        near=tuple(near),
-        quarantine=tuple((row.path, row.reason) for row in scanned.quarantine),
-        unknown=scanned.unknown,
-    )
+def notes_of(scanned: Scanned) -> tuple[str, ...]:
+    """Returns the notes on the sources, on the images and on classes that are spelled alike."""
+    about_images = scanned.merge.facts.notes if scanned.merge is not None else ()
+    return (*scanned.notes, *about_images, *note_alike(scanned.manifest.classes))

@@ -133,6 +133,20 @@ def test_check_names_a_class_that_the_run_does_not_have(pictures, tmp_path, caps
 
 
 @pytest.mark.one_backend
+def test_scan_and_check_tell_classes_that_are_spelled_alike_and_what_is_left_out(tmp_path, capsys):
+    """`plan` told classes that differ in case alone, `data` did not; `check` kept the notes on left-out files to itself."""
+    write_pictures(tmp_path / "set", 2, 0, ("Rose", "tulip"))
+    write_pictures(tmp_path / "set", 2, 9, ("rose",))
+    (tmp_path / "set" / "tulip" / "notes.txt").write_text("x")
+    for command in (("scan", "-o", tmp_path / "m.parquet"), ("check",)):
+        code, out = run(capsys, "data", *command, tmp_path / "set", "--cache", "off", "--json")
+        notes = json.loads(out)["notes"]
+        assert code == 0
+        assert any(note.startswith("the classes Rose and rose differ in their spelling alone") for note in notes)
+        assert any("files that are not images were left out" in note for note in notes)
+
+
+@pytest.mark.one_backend
 def test_nothing_usable_is_an_error(tmp_path, quiet):
     """A folder without a usable image is an error with the first reason."""
     (tmp_path / "a").mkdir()

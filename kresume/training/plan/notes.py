@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kresume.class_names import spelled_alike
+from kresume.class_names import note_alike
 from kresume.errors import UsageError
 from kresume.options.resolve import image_size
 from kresume.options.table import TrainConfig
@@ -54,7 +54,7 @@ def notes_of(
     """
     notes = [*gathered.notes, *gathered.merge.facts.notes]
     if parent is None:
-        return notes + _spelled_alike(gathered.manifest.classes)
+        return [*notes, *note_alike(gathered.manifest.classes)]
     notes += _batch_size(parent, epoch_images, amount, rate, optimizer)
     notes += _fed_otherwise(config, parent, model)
     notes += _seen(config, parent, gathered)
@@ -69,16 +69,6 @@ def notes_of(
         )
     notes += _huge(gathered, generation)
     return notes
-
-
-def _spelled_alike(classes: Sequence[str]) -> list[str]:
-    """Returns a note if two classes of a new model differ in their spelling alone."""
-    for at, name in enumerate(classes):
-        if (other := spelled_alike(name, classes[:at])) is not None:
-            return [
-                f"the classes {other} and {name} differ in their spelling alone: rename one of them if they are one class"
-            ]
-    return []
 
 
 def frozen_layers(model: Any) -> list[str]:
