@@ -32,6 +32,8 @@ COUNTING = (
 )  # fmt: skip
 """Prefixes of TensorFlow operations whose result or effect depends on how often they ran."""
 PYTHON = ("PyFunc", "EagerPyFunc")
+GENERATOR = "GeneratorDataset"
+"""The operation of `tf.data.Dataset.from_generator`; functions that it refers to call the user's generator."""
 
 
 def mapped(data: Any, function: Callable[..., Any], seed: int, *, training: bool, threads: int) -> Any:
@@ -241,34 +243,40 @@ def changes_variables(data: Any) -> bool:
 
 
 def calls_python(data: Any) -> bool:
-    """Tests whether a `map` of a dataset calls Python code; that of kresume's own does not count.
+    """Tests whether a function of a dataset calls Python code, other than kresume's or a generator.
 
     Args:
         data: any data of `fit`; only datasets are looked at.
     """
-    return _has_operations(data, PYTHON, "Map")
+    return _has_operations(data, PYTHON)
 
 
-def _has_operations(data: Any, starts: tuple[str, ...], steps: str = "") -> bool:
+def _has_operations(data: Any, starts: tuple[str, ...]) -> bool:
     """Tests whether functions of a dataset's steps have such operations.
 
     Args:
         data: any data of `fit`.
         starts: the beginnings of their names.
-        steps: looks at steps with this in their names; `from_generator` is a step that calls Python code, too.
     """
     if not (hasattr(data, "_functions") and hasattr(data, "_inputs")) or hasattr(data, ATTRIBUTE):
         return False
-    name = type(data).__name__
-    functions = data._functions() if steps in name and not (steps and "FlatMap" in name) else ()
-    for graph in [getattr(getattr(each, "function", None), "graph", None) for each in functions]:
-        if graph is None:
-            continue
-        definition = graph.as_graph_def()
-        nodes = [*definition.node, *(node for part in definition.library.function for node in part.node_def)]
-        if any(node.op.startswith(starts) for node in nodes):
-            return True
-    return any(_has_operations(part, starts, steps) for part in data._inputs())
+    graphs = [getattr(getattr(each, "function", None), "graph", None) for each in data._functions()]
+    if any(node.op.startswith(starts) for graph in graphs if graph is not None for node in _nodes(graph)):
+        return True
+    return any(_has_operations(part, starts) for part in data._inputs())
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """Yields the nodes of a function and of those that it calls, without those that `from_generator` made."""
+    definition = graph.as_graph_def()
+    bodies = [definition.node, *(part.node_def for part in definition.library.function)]
+    made = {
+        value.func.name for body in bodies for node in body if node.op == GENERATOR for value in node.attr.values()
+    }
+    yield from definition.node
+    for part in definition.library.function:
+        if part.signature.name not in made:
+            yield from part.node_def
 
 
 _drawing = threading.local()

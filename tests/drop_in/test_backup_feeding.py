@@ -397,13 +397,18 @@ def by_python(step):
     def doubled(x, y):
         return tf.ensure_shape(tf.numpy_function(lambda x: x * 2, [x], tf.float32), x.shape), y
 
-    return (
-        tensors().map(doubled)
-        if step == "map"
-        else tf.data.Dataset.from_generator(batches, output_signature=tensors().element_spec).apply(
-            tf.data.experimental.assert_cardinality(STEPS)
-        )
-    )
+    def of_generator(_=None):
+        return tf.data.Dataset.from_generator(batches, output_signature=tensors().element_spec)
+
+    one = tf.data.Dataset.range(1)
+    data = {
+        "map": lambda: tensors().map(doubled),
+        "flat_map": lambda: tensors().flat_map(lambda x, y: tf.data.Dataset.from_tensors(doubled(x, y))),
+        "interleave": lambda: one.interleave(lambda _: tensors().map(doubled)),
+        "from_generator": of_generator,
+        "interleave of generators": lambda: one.interleave(of_generator),
+    }[step]()
+    return data.apply(tf.data.experimental.assert_cardinality(STEPS))
 
 
 @pytest.mark.one_backend(trains=True)
@@ -413,9 +418,12 @@ def by_python(step):
         (torch_shuffled, {}, "the DataLoader shuffles by a generator of torch"),
         (lambda: torch_shuffled(within=True), {}, "the DataLoader shuffles by a generator of torch"),
         (loader, {}, None),
-        (lambda: by_python("map"), {}, "a map of the data calls Python code"),
-        (lambda: by_python("map").prefetch(1), {}, "a map of the data calls Python code"),
+        (lambda: by_python("map"), {}, "a function of the data calls Python code"),
+        (lambda: by_python("map").prefetch(1), {}, "a function of the data calls Python code"),
+        (lambda: by_python("flat_map"), {}, "a function of the data calls Python code"),
+        (lambda: by_python("interleave"), {}, "a function of the data calls Python code"),
         (lambda: by_python("from_generator"), {}, None),
+        (lambda: by_python("interleave of generators"), {}, None),
         (ours, {}, None),
         (ByIndex, {"steps_per_epoch": 2}, "fit shuffles the PyDataset (its default)"),
         (ByIndex, {}, None),
