@@ -32,8 +32,10 @@ ANSWERS = "answers"
 AVERAGED = "averaged"
 TEACHER, TEACHER_ARCHITECTURE = "teacher.safetensors", "teacher.json"
 FINISHED = ("accepted", "rejected")
-BROKE = "file broke"
-"""Name of the event that an image could not be read."""
+BROKE, WAITS = "file broke", "images wait"
+"""Names of the events that an image could not be read, and that watched sources hold what this run does not train."""
+MOST_WAITING = 50
+"""Waiting images that an event names; it counts all."""
 ASIDE = r"\.before-\d+$"
 DAMAGED = (RunError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 """Raised by a record of another form than expected."""
@@ -162,6 +164,15 @@ class Run:
         """Appends one line to `events.jsonl`."""
         line = {"time": now(), "event": kind, **facts}
         atomic.append_line(self.path / EVENTS, public(json.dumps(line, ensure_ascii=False)))
+
+    def waiting(self) -> tuple[int, list[tuple[str, str]]]:
+        """Returns what watched sources hold for the next generation, as the last look found it.
+
+        Returns:
+            `(count, rows)`: a row has the file or the class, and the reason; there may be fewer rows than counted.
+        """
+        last = (self.events(WAITS) or [{}])[-1]
+        return int(last.get("count", 0)), [(str(name), str(reason)) for name, reason in last.get("first", ())]
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Reads the events of one kind, or all of them, oldest first."""

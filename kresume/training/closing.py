@@ -52,6 +52,7 @@ class TrainResult:
         average: share of the checkpoint's weights in the result; 0 for the weights as they were trained.
         seen: validation images that the first checkpoint was probably trained on, so that it looks better there.
         unread: images that could not be read any more while it trained.
+        waiting: what the watched sources hold for the next generation; empty if nothing.
         dropped: images that `--drop` named in this run or before it.
         alike: that all validation images get one class; empty if they do not.
     """
@@ -75,6 +76,7 @@ class TrainResult:
     average: float = 0.0
     seen: int = 0
     unread: int = 0
+    waiting: str = ""
     dropped: int = 0
     alike: str = ""
 
@@ -108,6 +110,7 @@ class TrainResult:
                 "unread",
                 f"{counted(self.unread, 'image')} while it trained, named in events.jsonl" if self.unread else "",
             ),
+            ("waits", self.waiting),
             ("best", self.best),
             ("model", f"{Path(self.run) / 'model.keras'}{needs}"),
             ("feed", self.feed),
@@ -160,9 +163,19 @@ def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
         "best": "" if is_best or share else _better_epoch(lines, epoch),
         "seen": int(run.record.images.get("seen", 0)),
         "unread": len({event.get("sha256") for event in run.events(runs.BROKE)}),
+        "waiting": _waiting_in(run),
         "dropped": len(run.record.dropped),
         "alike": found.describe_sameness() if found is not None else "",
     }
+
+
+def _waiting_in(run: runs.Run) -> str:
+    """Names what the watched sources hold for the next generation; empty if they hold nothing more."""
+    count, first = run.waiting()
+    if not count:
+        return ""
+    more = f" and {count - 1:,} more (the report names them)" if count > 1 else ""
+    return f"{first[0][0]} ({first[0][1]}){more} in the watched sources, for the next generation"
 
 
 def _better_epoch(lines: list[dict[str, Any]], epoch: int | None) -> str:

@@ -297,6 +297,16 @@ def test_what_needs_a_decision_waits_for_the_next_generation(watched):
     assert told.count("was-a-circle.png has the label circle in the run and now has square: the new label waits") == 1
     assert told.count(f"moved.png is the same image as {folder}/circle/0.png, which has the label circle and not") == 1
     assert "copy.png" not in told
+    waiting = [
+        ("triangle", "2 images of a class that the model does not have"),
+        (str(folder / "square" / "moved.png"), "circle in the run, square in the sources"),
+        (str(folder / "square" / "was-a-circle.png"), "circle in the run, square in the sources"),
+    ]
+    assert sorted(watching.waiting, key=str) == sorted(waiting, key=str)
+    (folder / "square" / "moved.png").unlink()
+    shutil.rmtree(folder / "triangle")
+    looked(watching, manifest)
+    assert watching.waiting == waiting[2:]
 
 
 @pytest.mark.parametrize("policy", ["quarantine", "old"])
@@ -333,6 +343,9 @@ def test_a_list_that_changes_is_read_like_a_folder(tmp_path, quiet, watched, pol
     assert told.count("1 image of triangle, a class that the model does not have, waits") == 1
     assert told.count(f"{folder}/new.png cannot be used now (listed in {listed}, but it cannot be read") == 1
     assert told.count(f"1 file is no longer listed in the sources, the first is {third}: this run goes on") == 1
+    reasons = [reason for _, reason in watching.waiting]
+    assert ("circle in the run, square in the sources" in reasons) == (policy != "old")
+    assert any(reason.startswith(f"listed in {listed}, but it cannot be read") for reason in reasons)
 
 
 @pytest.mark.one_backend
@@ -767,7 +780,8 @@ def test_nothing_to_watch_is_said(tmp_path, pictures):
 def test_an_inbox_may_begin_empty(monkeypatch, tmp_path, pictures, made):
     """A watched inbox may start empty, with or without class folders, and its rate is that of added images.
 
-    Without --watch an empty one is an error.
+    Without --watch an empty one is an error. What the run could not train is named at its end and in its report: the terminal
+    may be gone.
     """
     parent = trained(tmp_path / "parent", data=[str(pictures / "old")], **TINY)
     for name in ("", *made):
@@ -775,7 +789,17 @@ def test_an_inbox_may_begin_empty(monkeypatch, tmp_path, pictures, made):
     arguments = {"add": [str(tmp_path / "inbox")], "epochs": 2, "out": str(tmp_path / "run")}
     with pytest.raises(ImagesError, match=r"inbox is empty|contain no images"):
         run_training(parent, **arguments)
+
+    def come():
+        arrive(tmp_path / "inbox", 3, 300)
+        write_pictures(tmp_path / "inbox", 2, 900, ("triangle",))
+
     with monkeypatch.context() as patch:
-        arriving_before(patch, {2: lambda: arrive(tmp_path / "inbox", 3, 300)})
-        run_training(parent, watch=True, **arguments)
+        arriving_before(patch, {2: come})
+        result = run_training(parent, watch=True, **arguments)
     assert len(scans.manifest_of(tmp_path / "run")) == 24 + 9
+    waits = "triangle (2 images of a class that the model does not have)"
+    assert f"waits:  {waits} in the watched sources, for the next generation\n" in str(result)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "1 file or class in the watched sources waits for the next generation." in page
+    assert "2 images of a class that the model does not have" in page

@@ -68,6 +68,7 @@ class Counts:
         relabels: images with another label than in the parent.
         quarantine: files that could not be used.
         broken: files that could no longer be read while the run trained.
+        waiting: what watched sources held for the next generation at the last look.
         seen: validation images that the first checkpoint was probably trained on.
         generations: images of each generation, the first one's first.
     """
@@ -82,6 +83,7 @@ class Counts:
     relabels: Listed
     quarantine: Listed
     broken: Listed
+    waiting: Listed
     seen: int
     generations: tuple[int, ...] = ()
 
@@ -96,6 +98,7 @@ def counts_of(source: Source) -> Counts:
     options = record.options
     named = [(f"--{name}", str(path)) for name in ("data", "add", "val") for path in (options.get(name) or ()) if path]
     broken = [(_path_of(source, event.get("sha256", "")), str(event.get("reason", ""))) for event in _broke(source)]
+    waiting, first = source.run.waiting()
     return Counts(
         rows,
         _sum(rows),
@@ -107,6 +110,7 @@ def counts_of(source: Source) -> Counts:
         _listed(merged.get("relabels"), merged.get("relabels_count"), "{} -> {}"),
         _quarantine(source),
         Listed(len(broken), tuple(broken[:MOST_LISTED])),
+        Listed(waiting, tuple(first[:MOST_LISTED])),
         int(source.manifest.seen[source.manifest.is_val].sum()) if source.manifest is not None else 0,
         tuple(np.bincount(source.manifest.origins).tolist()) if source.manifest is not None else (),
     )

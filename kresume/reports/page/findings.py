@@ -115,6 +115,11 @@ def _data(counts: Counts) -> Iterator[Finding]:
             "newcomer is nearly equal to an image in the other split",
             "newcomers are nearly equal to images in the other split",
         ),
+        (
+            counts.waiting,
+            "file or class in the watched sources waits for the next generation",
+            "files and classes in the watched sources wait for the next generation",
+        ),
         (counts.conflicts, "image is given under two labels", "images are given under two labels"),
     ):
         if listed.count:

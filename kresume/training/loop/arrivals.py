@@ -80,6 +80,7 @@ class Changes:
         self._lock = threading.Lock()
         self._cache: Cache | None = None
         self._watch: Watch | None = None
+        self._waiting = run.waiting()
 
     def recorded(self, begun: int) -> list[Scan]:
         """Returns the recorded scans that changed images before one of the epochs begun.
@@ -187,10 +188,20 @@ class Changes:
     def _arrived(self, manifest: Manifest, poll: Callable[[], None]) -> Any:
         if self._watch is not None:
             try:
-                return self._watch.look(manifest, self._everything, poll)
+                arrived = self._watch.look(manifest, self._everything, poll)
+                self._record_waiting(self._watch.waiting)
+                return arrived
             except (ImagesError, OSError) as error:
                 self._reporter.warn(f"cannot look for new images now ({error}): trying again before the next epoch")
         return manifest.table.slice(0, 0)
+
+    def _record_waiting(self, waiting: list[tuple[str, str]]) -> None:
+        """Records what waits for the next generation, if that changed: the terminal may be closed later."""
+        now = len(waiting), waiting[: runs.MOST_WAITING]
+        if now != self._waiting:
+            with contextlib.suppress(OSError):
+                self._run.event(runs.WAITS, count=now[0], first=now[1])
+                self._waiting = now
 
     def _unreadable(self, manifest: Manifest) -> tuple[str, ...]:
         """Returns the SHA-256s of broken training images that still cannot be read."""

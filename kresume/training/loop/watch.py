@@ -26,7 +26,7 @@ from kresume.images.collect import list_sources, without_empty
 from kresume.images.manifest import LOCATION, Manifest, schema
 from kresume.images.prepare import Image, Prepared, prepare
 from kresume.images.said_before import labels_in
-from kresume.images.sources import Found
+from kresume.images.sources import Found, Quarantined
 from kresume.images.sources.found import key_of
 from kresume.images.sources.moves import Moves
 from kresume.images.sources.records import parse_features
@@ -132,7 +132,14 @@ class Watch:
         self._judged: dict[str, Version] = {}
         self._told: set[str] = {f"cannot be used:{name}" for name in set_aside}
         self._unlisted: set[str] = set()
+        self._waits: dict[str, tuple[str, str]] = {}
+        self._judged_other: dict[str, tuple[str, str]] = {}
         self._recorded: tuple[Manifest | None, dict[str, tuple[str, ...]]] = (None, {})
+
+    @property
+    def waiting(self) -> list[tuple[str, str]]:
+        """Returns each file or class that the last look left for the next generation, and the reason."""
+        return [*self._waits.values(), *self._judged_other.values()]
 
     def look(self, manifest: Manifest, everything: Manifest, poll: Callable[[], None]) -> pa.Table:
         """Finds, reads and decodes new images.
@@ -153,10 +160,13 @@ class Watch:
         if manifest is not self._recorded[0]:
             self._recorded = manifest, _labels_of(manifest)
         recorded = self._recorded[1]
+        self._waits = {}
         train = self._list("data", self._config.data, self._config.add)
         val = self._list("val", self._config.val)
         poll()
-        self._name_vanished(manifest, recorded, {found.key for found in (*train, *val)})
+        listed = {found.key for found in (*train, *val)}
+        self._judged_other = {key: told for key, told in self._judged_other.items() if key in listed}
+        self._name_vanished(manifest, recorded, listed)
         self._name_relabelled((*train, *val), recorded)
         arrived = [self._ready(self._known_classes(part), recorded) for part in (train, val)]
         if not any(arrived):
@@ -204,7 +214,7 @@ class Watch:
                 continue
             self._unlisted.discard(path)
             for row in (row for listing in sources for row in listing.quarantine):
-                self._say_once(f"cannot be used:{row.path}", f"{row.path} cannot be used now ({row.reason}): {AGAIN}")
+                self._name_unusable(row)
             listed += [found for listing in sources.named(self._classes) for found in listing.files]
         return listed
 
@@ -215,6 +225,7 @@ class Watch:
                 f"{counted(count, 'image')} of {label}, a class that the model does not have, "
                 f"{'waits' if count == 1 else 'wait'} for the next generation"
             )
+            self._waits[f"class:{label}"] = (label, f"{counted(count, 'image')} of a class that the model does not have")
         return [found for found in listed if found.label in self._classes]
 
     def _ready(self, listed: Sequence[Found], recorded: Collection[str]) -> list[Found]:
@@ -228,6 +239,7 @@ class Watch:
             fresh = now - found.mtime_ns < SETTLED_SECONDS * 1e9  # a server's clock may be ahead
             if not fresh or self._seen.get(found.key) == version:
                 ready.append(found)
+                self._judged_other.pop(found.key, None)
             self._seen[found.key] = version
         return ready
 
@@ -244,7 +256,7 @@ class Watch:
                 part, self._spec, self._cache, self._reporter, label="preparing arrivals", others=others + start
             )
             for row in done.quarantine:
-                self._say_once(f"cannot be used:{row.path}", f"{row.path} cannot be used now ({row.reason}): {AGAIN}")
+                self._name_unusable(row)
             images += [image for image in done.images if self._joins(image, known)]
         return images
 
@@ -263,6 +275,7 @@ class Watch:
         if label != found.label:
             self._judged[found.key] = _version(found)
             path = known.path(image)
+            self._judged_other[found.key] = (found.name, f"{label} in the run, {found.label} in the sources")
             self._say(
                 f"{found.name} is the same image as {path}, which has the label {label} and not {found.label}: the next "
                 "generation leaves an image of two labels out"
@@ -291,6 +304,8 @@ class Watch:
         }
         fresh = [found for key, found in other.items() if key not in self._told]
         self._told |= other.keys()
+        for key, found in other.items():
+            self._waits[key] = (found.name, f"{recorded[found.key][0]} in the run, {found.label} in the sources")
         if fresh:
             first = fresh[0]
             self._reporter.say(
@@ -326,6 +341,11 @@ class Watch:
                 f"{counted(left, 'file', 'is', 'are')} no longer listed in the sources, the first is {first}: this run goes on "
                 "with their images"
             )
+
+    def _name_unusable(self, row: Quarantined) -> None:
+        key = f"cannot be used:{row.path}"
+        self._say_once(key, f"{row.path} cannot be used now ({row.reason}): {AGAIN}")
+        self._waits[key] = (row.path, row.reason)
 
     def _say(self, text: str) -> None:
         self._say_once(text, text)
