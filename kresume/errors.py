@@ -6,7 +6,7 @@ and exits with `exit_code`. It shows no traceback for these classes, so a bug in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kresume.addresses import public
 
@@ -66,13 +66,14 @@ class RestoreError(CheckpointError):
 
     Attributes:
         rows: the table that the command line prints above the message: (variable, expected, found, what happened).
+        slotless: the addresses of the layers for whose weights the file holds no slots.
     """
 
     columns = ("variable", "model", "checkpoint", "outcome")
 
-    def __init__(self, message: str, rows: Sequence[tuple[str, ...]] = ()) -> None:
+    def __init__(self, message: str, rows: Sequence[tuple[str, ...]] = (), slotless: Iterable[str] = ()) -> None:
         super().__init__(message)
-        self.rows = tuple(rows)
+        self.rows, self.slotless = tuple(rows), frozenset(slotless)
 
 
 class ModelError(KresumeError):

@@ -6,14 +6,15 @@ Also names the outcomes in the table of a restore.
 from __future__ import annotations
 
 from ast import literal_eval
+from collections.abc import Mapping
 from typing import Any
 
 from kresume.backend import live_state
-from kresume.models import slots, torch_rewritten
+from kresume.models import freeze, slots, torch_rewritten
 from kresume.models.layouts import rules_of
 from kresume.models.match_slots import Matched
 from kresume.models.shapes import input_shape_of
-from kresume.spelling import option
+from kresume.spelling import option, setting
 from kresume.values.state import TrainState
 
 RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
@@ -28,6 +29,7 @@ def describe(
     wrong: list[tuple[str, str, str, str]],
     unused: list[tuple[str, str, str, str]],
     matched: Matched,
+    slotless: Mapping[str, str],
 ) -> str:
     """Returns the message of the error: what does not fit, and what to do.
 
@@ -38,12 +40,13 @@ def describe(
         wrong: rows of variables that are missing or have another shape.
         unused: rows of arrays that have no variable.
         matched: the result of the matching.
+        slotless: what `slotless_layers` found.
     """
     reset = _optimizer_option(optimizer, "reset") if optimizer is not None else ""
     own = {str(variable.path) for variable in optimizer.variables} if optimizer is not None else set()
     owned = rules_of(state).owned_by_optimizer(state)
     if optimizer is not None and all(row[0] in own for row in wrong) and all(row[0][1:-1] in owned for row in unused):
-        return _of_optimizer(optimizer, state, wrong, unused, matched, reset)
+        return _of_optimizer(optimizer, state, wrong, unused, matched, reset, slotless)
     ways = (
         f"give the model that wrote the checkpoint with {option('model')}, or continue with the variables that fit with "
         f"{option('partial', True)}"
@@ -68,6 +71,37 @@ def describe(
         f"{state.source} holds {len(unused):,} arrays for which the model has no variable, the first is "
         f"{unused[0][0].strip('()')} {unused[0][2]}; nothing was restored: {ways}"
     )
+
+
+def slotless_layers(model: Any, optimizer: Any, wrong: list[tuple[str, str, str, str]]) -> dict[str, str]:
+    """Returns the layers for whose weights a file holds no slots: names by address; empty if others lack slots, too.
+
+    Args:
+        model: built.
+        optimizer: built on its trainable variables; None if only the weights were to be restored.
+        wrong: rows of variables that are missing or have another shape.
+    """
+    if optimizer is None:
+        return {}
+    missing = {label for label, _, _, outcome in wrong if outcome == MISSING}
+    found: dict[int, bool] = {}  # by weight: no slot of it is missing
+    for slot in slots.describe(optimizer):
+        if slot.weight is not None:
+            found[id(slot.weight)] = found.get(id(slot.weight), True) and str(slot.variable.path) not in missing
+    owned = {
+        address: (name, {id(each) for each in layer._trainable_variables} & found.keys())
+        for address, (name, layer) in freeze.layers_of(model).items()
+    }
+    whole = {address: name for address, (name, ids) in owned.items() if ids and not any(found[each] for each in ids)}
+    explained = {each for address in whole for each in owned[address][1]}
+    return whole if all(held or each in explained for each, held in found.items()) else {}
+
+
+def _freezing(names: list[str]) -> str:
+    """Returns the options that freeze layers; with a pattern in place of many names."""
+    if len(names) <= 3:
+        return setting("freeze", names)
+    return f"{option('freeze', 'PATTERN')} for {', '.join(names[:3])} and {len(names) - 3:,} more layers"
 
 
 def _optimizer_option(optimizer: Any, way: str) -> str:
@@ -105,6 +139,7 @@ def _of_optimizer(
     unused: list[tuple[str, str, str, str]],
     matched: Matched,
     reset: str,
+    slotless: Mapping[str, str],
 ) -> str:
     """Returns the message if every weight was matched, and the optimizer's state was not."""
     name = type(live_state.inner(optimizer)).__name__
@@ -125,10 +160,12 @@ def _of_optimizer(
             f"nothing was restored: start it fresh with {reset}, or use the checkpoint before that"
         )
     if lost and len(lost) == len(wrong) and not unused:
+        ways = f"{option('partial', True)} starts these fresh, with their own step counts, and keeps the others"
+        if slotless:
+            ways = f"{_freezing(list(slotless.values()))} leaves them frozen; {ways}"
         return (
             f"{begin}: the file holds no slots for {len(lost):,} of {len(have):,}, the first is {lost[0][0]} (its weight was "
-            f"frozen when the checkpoint was written, or is new); nothing was restored: {option('partial', True)} starts these "
-            f"fresh, with their own step counts, and keeps the others; {reset} starts all fresh"
+            f"frozen when the checkpoint was written, or is new); nothing was restored: {ways}; {reset} starts all fresh"
         )
     first = (wrong or unused)[0]
     return (

@@ -131,7 +131,9 @@ def restore(
     over = [name for name in rules.unused(model, optimizer, state, names) if name not in spare]
     unused = [(f"({name})", "-", _shape(state.arrays[name].shape), UNUSED) for name in over]
     if (wrong or unused) and not partial:
-        raise RestoreError(misfit.describe(model, optimizer, state, wrong, unused, matched), [*rows, *unused])
+        slotless = misfit.slotless_layers(model, optimizer, wrong)
+        message = misfit.describe(model, optimizer, state, wrong, unused, matched, slotless)
+        raise RestoreError(message, [*rows, *unused], slotless)
     for variable, array in ready:
         variable.assign(_unshared(array))
     adapters.start(model, matched.fresh)

@@ -115,9 +115,9 @@ def name_optimizer(
         compiled = " as the model's function compiles it" if settings is not None else ""
         raise CheckpointError(
             f"{state.source} holds {stored.variables:,} optimizer variables, which are not those of {name}{compiled} for "
-            f"{len(weights):,} trainable weights; its state would fit: {fitting}. If other layers were frozen when it was "
-            f"written, freeze them in the function of {option('model')}, or start it fresh with "
-            f"{option('optimizer', f'{name.lower()}:reset')}"
+            f"{len(weights):,} trainable weights; its state would fit: {fitting}. If layers were frozen when it was "
+            f"written, name them with {option('freeze', 'PATTERN')} or freeze them in the function of {option('model')}; "
+            f"otherwise start it fresh with {option('optimizer', f'{name.lower()}:reset')}"
         )
     if settings is not None:
         return replace(stored, class_name=name, config=settings), ""

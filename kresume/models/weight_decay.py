@@ -126,3 +126,14 @@ def find(given: Sequence[str], model: Any) -> list[str]:
             raise UsageError(f"{shown}: no weight's path holds this; there are {some}{' ...' * (len(weights) > 6)}")
         found |= here
     return sorted(found)
+
+
+def equal_decay(stored: SavedOptimizer | None, decay: float) -> float:
+    """Converts a decay inside the gradient, which SGD's momentum accumulates, to an equal decoupled decay.
+
+    Args:
+        stored: the optimizer that had it, as far as it is known.
+        decay: the decay inside the gradient.
+    """
+    momentum = float((stored.config or {}).get("momentum", 0.0)) if stored else 0.0
+    return decay / (1.0 - momentum)

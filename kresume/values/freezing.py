@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+NONE = "none"
+"""The pattern that freezes nothing, not even what the checkpoint has frozen."""
+
 
 @dataclass(frozen=True)
 class Freezing:

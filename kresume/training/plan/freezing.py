@@ -13,10 +13,7 @@ from kresume.options.table import TrainConfig
 from kresume.spelling import counted, option
 from kresume.training.plan.notes import listed
 from kresume.values.amount import Amount
-from kresume.values.freezing import Freezing
-
-NONE = "none"
-"""The pattern that freezes nothing, not even what the checkpoint has frozen."""
+from kresume.values.freezing import NONE, Freezing
 
 
 def decide_freezing(

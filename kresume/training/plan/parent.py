@@ -28,6 +28,7 @@ from kresume.options.settings import DEFAULTS, default_rate
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
 from kresume.staging.fetch import here
+from kresume.training.plan.frozen_then import with_frozen
 from kresume.training.plan.kept_averages import keep_averages
 from kresume.values.card import Card
 from kresume.values.state import UNDECAYED, SavedOptimizer, SavedRate, TrainState
@@ -180,7 +181,7 @@ def choose_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> 
     saved_optimizer.check_can_keep(parent.state, asked or (own and own.class_name) or DEFAULTS.optimizer)
     decay = saved_optimizer.coupled_decay(parent.state, asked or (own.class_name if own else None) or "")
     if decay and config.weight_decay is None:
-        equal = option("weight-decay", float(f"{_equal_decay(stored, decay):g}"))
+        equal = option("weight-decay", float(f"{weight_decay.equal_decay(stored, decay):g}"))
         raise UsageError(
             f"{parent.state.source} was trained with a weight decay of {decay:g} inside the gradient, which Keras's optimizers "
             f"do not offer: give {equal} (beside the gradient, about the same in the long run), or "
@@ -211,12 +212,6 @@ def asked_optimizer(config: TrainConfig) -> tuple[str | None, bool]:
     from kresume.models import optimizers
 
     return optimizers.parse_choice(config.optimizer)
-
-
-def _equal_decay(stored: SavedOptimizer | None, decay: float) -> float:
-    """Converts a decay inside the gradient, which SGD's momentum accumulates, to an equal decoupled decay."""
-    momentum = float((stored.config or {}).get("momentum", 0.0)) if stored else 0.0
-    return decay / (1.0 - momentum)
 
 
 def wanted_optimizer(saved: SavedOptimizer, config: TrainConfig, model: Any) -> SavedOptimizer:
@@ -266,8 +261,7 @@ def restore_parent(
         RestoreError: a variable could not be restored; the error holds the table.
         ModelError, CheckpointError, UsageError: the model or its optimizer cannot be built; the message says why.
     """
-    from kresume.models import build, hub, optimizers, precision, restore, slots
-    from kresume.models.saved_optimizer import build_optimizer
+    from kresume.models import build, hub, optimizers, slots
 
     model = build.build_model(
         config.model,
@@ -278,15 +272,45 @@ def restore_parent(
         precision=config.precision,
         trust=bool(config.trust),
     )
+    if parent is None:
+        saved, _, optimizer, _ = _made_optimizer(config, None, model)
+        return Live(model, optimizer, saved, "")
+    restored, frozen = with_frozen(config, model, lambda: _restored(config, parent, model))
+    saved, keep, optimizer, assumed, restoration = restored
+    check_finite(model, parent.state.source)
+    if keep and restoration.undecayed:
+        saved = optimizers.with_config(saved, {UNDECAYED: list(restoration.undecayed)})
+    if not keep:
+        own = getattr(model, "optimizer", None)
+        saved, optimizer, assumed = keep_averages(model, parent.state, saved, optimizer, own, config.ema)
+    summary = "; ".join(filter(None, [restoration.summary, frozen, assumed]))
+    own = hub.on_its_own(model)
+    if own is not model:
+        before, optimizer = optimizer, optimizers.make_optimizer(saved, 1e-3)
+        optimizer.build(own.trainable_variables)
+        slots.carry(before, optimizer)
+    return Live(own, optimizer, saved, summary, kept=keep)
+
+
+def _made_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> tuple[SavedOptimizer, bool, Any, str]:
+    """Returns the saved optimizer, whether its state is restored, the optimizer built on the model, and a note."""
+    from kresume.models import optimizers, precision
+    from kresume.models.saved_optimizer import build_optimizer
+
     saved, keep, assumed = choose_optimizer(config, parent, model)
     saved = replace(saved, loss_scale=precision.needs_loss_scale(model))
     if keep and parent is not None:
-        optimizer = build_optimizer(model, parent.state, saved)
-    else:
-        optimizer = optimizers.make_optimizer(saved, 1e-3)
-        optimizer.build(model.trainable_variables)
-    if parent is None:
-        return Live(model, optimizer, saved, "")
+        return saved, keep, build_optimizer(model, parent.state, saved), assumed
+    optimizer = optimizers.make_optimizer(saved, 1e-3)
+    optimizer.build(model.trainable_variables)
+    return saved, keep, optimizer, assumed
+
+
+def _restored(config: TrainConfig, parent: Parent, model: Any) -> tuple[SavedOptimizer, bool, Any, str, Any]:
+    """Restores a parent into a model; returns what `_made_optimizer` does, and the outcome."""
+    from kresume.models import optimizers, restore
+
+    saved, keep, optimizer, assumed = _made_optimizer(config, parent, model)
     restoration = restore.restore(
         model,
         parent.state,
@@ -296,19 +320,7 @@ def restore_parent(
         map_out=config.map_out,
         same_weights=optimizers.says_same_weights(config.optimizer),
     )
-    check_finite(model, parent.state.source)
-    if keep and restoration.undecayed:
-        saved = optimizers.with_config(saved, {UNDECAYED: list(restoration.undecayed)})
-    if not keep:
-        compiled = getattr(model, "optimizer", None)
-        saved, optimizer, assumed = keep_averages(model, parent.state, saved, optimizer, compiled, config.ema)
-    summary = f"{restoration.summary}; {assumed}" if assumed else restoration.summary
-    own = hub.on_its_own(model)
-    if own is not model:
-        before, optimizer = optimizer, optimizers.make_optimizer(saved, 1e-3)
-        optimizer.build(own.trainable_variables)
-        slots.carry(before, optimizer)
-    return Live(own, optimizer, saved, summary, kept=keep)
+    return saved, keep, optimizer, assumed, restoration
 
 
 def check_finite(model: Any, source: str) -> None:
