@@ -685,7 +685,7 @@ def test_another_model_is_refused_and_the_folder_named(tmp_path):
     release(tmp_path)
     wider = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2, "softmax")])
     wider.compile("adam", "sparse_categorical_crossentropy")
-    with pytest.raises(CheckpointError, match=f"^{tmp_path}: the snapshot holds 4 metrics variables, this model has 2"):
+    with pytest.raises(CheckpointError, match=f"^{tmp_path}: the snapshot holds .* weights and seed states"):
         train(tmp_path, model=wider)
     release(tmp_path)
     with pytest.raises(CheckpointError, match=f"^{tmp_path}: (?s:.*); give another folder to start again$"):
