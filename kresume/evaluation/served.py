@@ -118,7 +118,7 @@ def predict_saved_model(
 
 
 def _without_flagged(answer: Answer, signature: Signature) -> Answer:
-    """Returns an answer without the images that the model itself calls unreadable, which are named as failed.
+    """Returns an answer without the images that the model itself calls unreadable; they are in `failed`.
 
     Its other outputs for them are no answers: scores of 0 would name the first class.
     """

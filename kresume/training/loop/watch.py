@@ -225,7 +225,10 @@ class Watch:
                 f"{counted(count, 'image')} of {label}, a class that the model does not have, "
                 f"{'waits' if count == 1 else 'wait'} for the next generation"
             )
-            self._waits[f"class:{label}"] = (label, f"{counted(count, 'image')} of a class that the model does not have")
+            self._waits[f"class:{label}"] = (
+                label,
+                f"{counted(count, 'image')} of a class that the model does not have",
+            )
         return [found for found in listed if found.label in self._classes]
 
     def _ready(self, listed: Sequence[Found], recorded: Collection[str]) -> list[Found]:
