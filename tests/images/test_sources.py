@@ -5,6 +5,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -30,6 +32,7 @@ from kresume.storage import locations
 from kresume.storage.stores import Bucket
 from kresume.values.decode_spec import DecodeSpec
 from tests.helpers import flaky_bucket
+from tests.helpers.paths import ROOT
 from tests.helpers.pictures import CLASSES, save_photo, write_pictures
 from tests.helpers.runs import TINY, run_training
 
@@ -145,6 +148,25 @@ MAKERS = [
     (make_records, "all.tfrecord.gz"),
     (make_shards, "shards"),
 ]
+
+
+@pytest.mark.one_backend
+def test_listing_leaves_the_backend_open(tmp_path):
+    """Listing TFRecords imported TensorFlow, and with it Keras: a JAX run was refused, once for each new file."""
+    write_pictures(tmp_path / "old", 2, 0)
+    made = [str(tmp_path / "old"), *(str(make(tmp_path, path)) for make, path in MAKERS)]
+    code = f"""
+import sys
+from kresume.images.sources import list_images
+from kresume.reporter import Reporter
+for path in {made!r}:
+    print(len(list_images([path], Reporter(quiet=True)).files), [name for name in ("keras", "tensorflow") if name in sys.modules])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, cwd=ROOT
+    )
+    assert done.stdout.splitlines() == ["6 []"] * len(made), done.stderr
 
 
 def merged(prepared, **options):
