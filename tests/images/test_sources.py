@@ -1114,6 +1114,22 @@ def test_labels_under_several_keys_are_names_before_numbers(tmp_path, quiet, exa
 
 
 @pytest.mark.one_backend
+@pytest.mark.parametrize("form", ["../set/{}", "../../set/{}", "top/../set/{}", "..\\set\\{}"])
+def test_names_that_lead_out_of_an_archive_count_from_there(tmp_path, quiet, form):
+    """`tar cPf x.tar ../set` was called empty: parts above the last `..` are dropped, as when it is unpacked."""
+    write_pictures(tmp_path / "set", 2, 0, ("a", "b"))
+    separator = form[-3]
+    items = [(form.format(name.replace("/", separator)), data) for name, _, data in files_of(tmp_path / "set")]
+    write_tar(tmp_path / "made.tar", items)
+    with zipfile.ZipFile(tmp_path / "made.zip", "w") as archive:
+        for name, data in items:
+            archive.writestr(name, data)
+    for name in ("made.tar", "made.zip"):
+        listing = list_images([tmp_path / name], quiet)
+        assert (len(listing.files), listing.classes) == (4, ("a", "b"))
+
+
+@pytest.mark.one_backend
 def test_one_place_in_an_archive_is_one_picture_however_it_is_spelled(tmp_path, quiet):
     """`./a/1.png` after `a/1.png` replaces it; names with backslashes are folders, as in an old zip for Windows."""
     write_pictures(tmp_path / "set", 3, 0, ("a",))
