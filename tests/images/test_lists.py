@@ -405,7 +405,10 @@ def test_paths_from_the_current_folder_are_found_if_none_is_beside_the_list(tmp_
         (["cat", "dog", "cat", "dog"], None),
         (["cat", "dog", "cat", "hen"], None),
         (["1", "2", "3", "4"], None),
-        (["cat dog", "dog", "cat", "dog|cat"], "the column 'corrected' holds labels, too, others than 'label' in 2 rows"),
+        (
+            ["cat dog", "dog", "cat", "dog|cat"],
+            "the column 'corrected' holds labels, too, others than 'label' in 2 rows",
+        ),
         (["cat hen", "dog", "cat", "dog"], None),
     ],
 )

@@ -160,7 +160,8 @@ import sys
 from kresume.images.sources import list_images
 from kresume.reporter import Reporter
 for path in {made!r}:
-    print(len(list_images([path], Reporter(quiet=True)).files), [name for name in ("keras", "tensorflow") if name in sys.modules])
+    listed = len(list_images([path], Reporter(quiet=True)).files)
+    print(listed, [each for each in ("keras", "tensorflow") if each in sys.modules])
 """
     environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
     done = subprocess.run(
@@ -1087,16 +1088,32 @@ def test_labels_beside_pictures_and_folders_that_disagree_are_told(tmp_path, qui
 @pytest.mark.parametrize(
     ("examples", "labels", "told"),
     [
-        ([{"label": 4, "class_name": "rose"}, {"label": 2, "class_name": "tulip"}], ["rose", "tulip"], "'class_name', which"),
-        ([{"label": "4", "text": "rose"}, {"label": "2", "text": "tulip"}], ["rose", "tulip"], "'text', which names one class"),
+        (
+            [{"label": 4, "class_name": "rose"}, {"label": 2, "class_name": "tulip"}],
+            ["rose", "tulip"],
+            "'class_name', which",
+        ),
+        (
+            [{"label": "4", "text": "rose"}, {"label": "2", "text": "tulip"}],
+            ["rose", "tulip"],
+            "'text', which names one class",
+        ),
         ([{"label": 4, "text": "a rose"}, {"label": 4, "text": "red"}], ["4", "4"], ""),
         ([{"label": 4, "text": "a flower"}, {"label": 2, "text": "a flower"}], ["4", "2"], ""),
         ([{"label": 4, "class_name": "rose"}, {"label": 2}], ["4", "2"], "'label', not of the key 'class_name'"),
         ([{"label": 4, "category": 7}, {"label": 2, "category": 7}], ["4", "2"], "'label', not of the key 'category'"),
         ([{"label": "a", "class": "b"}, {"label": "c", "class": "c"}], ["a", "c"], "'label', not of the key 'class'"),
         ([{"label": "rose", "class": "rose"}, {"label": "tulip"}], ["rose", "tulip"], ""),
-        ([{".cls": "4", "class_name": "rose"}, {".cls": "2", "class_name": "lily"}], ["rose", "lily"], "number of its .cls"),
-        ([{".cls": "rose", "label": 4}, {".cls": "lily", "label": 2}], ["rose", "lily"], "its .cls members, not of the key"),
+        (
+            [{".cls": "4", "class_name": "rose"}, {".cls": "2", "class_name": "lily"}],
+            ["rose", "lily"],
+            "number of its .cls",
+        ),
+        (
+            [{".cls": "rose", "label": 4}, {".cls": "lily", "label": 2}],
+            ["rose", "lily"],
+            "its .cls members, not of the key",
+        ),
     ],
 )
 def test_labels_under_several_keys_are_names_before_numbers(tmp_path, quiet, examples, labels, told):
@@ -1110,7 +1127,8 @@ def test_labels_under_several_keys_are_names_before_numbers(tmp_path, quiet, exa
     write_tar(tmp_path / "set.tar", items)
     listing = list_images([tmp_path / "set.tar"], quiet)
     assert [found.label for found in sorted(listing.files, key=lambda found: found.member)] == labels
-    assert told in " ".join(listing.notes) and bool(told) == bool(listing.notes)
+    assert told in " ".join(listing.notes)
+    assert bool(told) == bool(listing.notes)
 
 
 @pytest.mark.one_backend

@@ -208,7 +208,7 @@ class OtherSplits:
                 raise _other_split(where, name, {str(row.get(name))})
             if text not in {"", "none", "nan"}:
                 values.add(text)
-            if len(values) > MOST_SPLITS:  # values of another kind; a column that is named like one of splits is read on
+            if len(values) > MOST_SPLITS:  # of another kind; a column that is named like one of splits is read on
                 self._values[name] = set() if name in self._named else None
 
     def check(self, given: str) -> None:
