@@ -17,6 +17,7 @@ from kresume.models import optimizers, restore, torch_map, torch_rewritten
 from kresume.models.torch_layout import Conversion, convert
 from kresume.values.state import TrainState
 from tests.helpers.backends import few_under_jax
+from tests.helpers.flaky_bucket import FlakyBucket
 from tests.helpers.golden_models import MODELS
 from tests.helpers.paths import GOLDENS, WRITERS
 from tests.helpers.runs import assert_same_bytes, run_training
@@ -144,6 +145,9 @@ def test_what_neither_name_nor_order_decides_is_an_error_with_the_way_on(tmp_pat
         torch_map.to_model(model, None, state_of(arrays), map_out=str(tmp_path / "map.yaml"))
     assert before == [np.asarray(v).tobytes() for v in model.get_weights()]
     text = (tmp_path / "map.yaml").read_text()
+    with pytest.raises(RestoreError):
+        torch_map.to_model(model, None, state_of(arrays), map_out="flaky://b/map.yaml")
+    assert FlakyBucket().cat_file("flaky://b/map.yaml").decode() == text
     assert "conv2d_1/kernel: {from: branch_b.weight, as: conv}  # uncertain: branch_b or branch_a" in text
     (tmp_path / "map.yaml").write_text(
         text.replace("conv2d_1/kernel: {from: branch_b.weight", "conv2d_1/kernel: {from: branch_a.weight")

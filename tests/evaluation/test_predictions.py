@@ -240,7 +240,7 @@ def test_formats_hold_the_same(opened, monkeypatch):
     assert Path("a.csv").read_text() == Path("b.txt").read_text()
     assert str(kresume.predict("runs/1-shapes", "inbox", top_k=2)) == Path("a.csv").read_text().rstrip("\n")
     for wrong, words in (
-        ({"output": "a.csv"}, "exists already"),
+        ({"output": "a.csv"}, "already exists"),
         ({"output": "a.xml"}, "the formats are csv, jsonl, parquet"),
         ({"output": "gone/a.csv"}, "does not exist"),
         ({"top_k": 0}, "at least 1"),
