@@ -821,6 +821,18 @@ def test_images_that_came_meanwhile_join_at_the_next_epoch(growing, tmp_path, ca
 
 
 @pytest.mark.one_backend
+def test_a_backup_of_another_version_of_the_decoding_is_adopted(growing, tmp_path):
+    """Its version is no argument that a user could give; another size is one."""
+    stream = stream_of(make(growing))
+    stream.save(tmp_path)
+    saved = stream.identity()
+    version, rest = saved["spec"].split("-", 1)
+    assert stream.adopt(tmp_path, {**saved, "spec": f"v1-{rest}"}, 0, 1, "error") == ""
+    with pytest.raises(UsageError, match=f"had spec={version}-99"):
+        stream.adopt(tmp_path, {**saved, "spec": f"{version}-99{rest}"}, 0, 1, "error")
+
+
+@pytest.mark.one_backend
 def test_images_that_went_meanwhile_leave_at_the_next_epoch(growing, tmp_path):
     """Removed images leave at the next epoch.
 
