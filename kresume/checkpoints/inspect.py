@@ -35,7 +35,8 @@ class Inspection:
         step: number of optimizer updates, None if unknown.
         optimizer: the optimizer's class, None if unnamed or absent.
         optimizer_variables: number of stored optimizer arrays.
-        rate: the learning rate: value (of a schedule: that at its start or peak), origin, the schedule's class.
+        rate: the learning rate: value (of a schedule: that at its start or peak; None of a custom one), origin, the
+            schedule's class.
         parameters: number of elements in all weights.
         layers: (name, ((role, shape), ...), parameters) in file order; empty if the names identify no layers.
         variables: (name, dtype, shape) of every array.
@@ -89,7 +90,9 @@ class Inspection:
 
     def __str__(self) -> str:
         rate = "unknown"
-        if self.rate is not None:
+        if self.rate is not None and self.rate["value"] is None:
+            rate = f"a custom schedule, {self.rate['schedule']}, which does not say its peak"
+        elif self.rate is not None:
             schedule = (
                 f", at the start or peak of its schedule {self.rate['schedule']}" if self.rate["schedule"] else ""
             )
@@ -228,6 +231,8 @@ def _missing(state: TrainState) -> Iterator[str]:
         yield f"a replacement for the weight decay of {decay:g} inside the gradient: --weight-decay F (0 for none)"
     if state.rate is None:
         yield "the learning rate: --lr F, or compile the model with its schedule in the function of --model"
+    elif state.rate.value is None:
+        yield f"the peak of {state.rate.custom}: --lr F; or --lr-schedule keep, with its class from --import FILE.py"
     if state.card is None and not state.records.get("classes"):
         yield "the classes: sorted folders of --data, or --classes a,b,c"
     if state.card is None or state.format != "run":

@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from kresume.errors import CheckpointError
-from kresume.spelling import option
 from kresume.values.state import SavedOptimizer, SavedRate
 
 OPTIMIZER = "optimizer/vars/"
@@ -162,18 +160,11 @@ def rate_from(configured: Any, stored: np.ndarray | None) -> SavedRate | None:
 def rate_of_schedule(schedule: Mapping[str, Any]) -> SavedRate:
     """Returns the rate that a serialized Keras schedule stands for.
 
-    This is its initial or peak rate, or the largest value of a piecewise schedule.
-
-    Raises:
-        CheckpointError: if the schedule is of the user's own class, so that its peak cannot be read.
+    This is its initial or peak rate, or the largest value of a piecewise schedule; None if the schedule is of the user's
+    own class, so that its peak cannot be read.
     """
     config: Mapping[str, Any] = schedule.get("config", {})
     if isinstance(config.get("values"), (list, tuple)):
         return SavedRate(float(max(config["values"])), "schedule", dict(schedule))
     rates = [float(config[name]) for name in INITIAL_RATES if isinstance(config.get(name), (int, float))]
-    if not rates:
-        raise CheckpointError(
-            f"the checkpoint's learning rate is a custom schedule ({schedule.get('class_name')}), whose peak cannot be read: "
-            f"give {option('lr')}"
-        )
-    return SavedRate(max(rates), "schedule", dict(schedule))
+    return SavedRate(max(rates, default=None), "schedule", dict(schedule))

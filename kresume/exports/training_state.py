@@ -91,9 +91,10 @@ def revive(loaded: Loaded, job: Job) -> Training:
     if averaged:
         use_averages(optimizer)
     schedule = state.rate.schedule if state.rate is not None else None
-    if loaded.run is not None and state.rate is not None and schedule is not None and not schedules.of_keras(schedule):
+    peak = state.rate.value if state.rate is not None and loaded.run is not None else None
+    if peak is not None and schedule is not None and not schedules.of_keras(schedule):
         # A schedule class of kresume would not load where kresume is not installed.
-        plain = optimizers.make_optimizer(saved, state.rate.value)
+        plain = optimizers.make_optimizer(saved, peak)
         plain.build(model.trainable_variables)
         slots.carry(optimizer, plain)
         optimizer = plain

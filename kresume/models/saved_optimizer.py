@@ -22,6 +22,9 @@ from kresume.models.layouts import rules_of
 from kresume.spelling import option
 from kresume.values.state import SavedOptimizer, TrainState
 
+UNUSED_RATE = 1e-3
+"""The rate of an optimizer that gets its own before it trains."""
+
 
 def describe_compiled(optimizer: Any | None, model: keras.Model | None = None) -> SavedOptimizer | None:
     """Returns class and config of the optimizer that a user's function compiled, if any.
@@ -249,17 +252,23 @@ def build_optimizer(
         state: the checkpoint.
         saved: the optimizer's class and settings.
         weights: the weights that it trains; None for the model's trainable variables.
-        portable: True to replace a schedule of kresume by one of Keras, for a model that must load where kresume is not
-            installed. A schedule has no variable, a float rate has one, so it stays a schedule.
+        portable: True for an optimizer that is written with its rate. A schedule of kresume is replaced by one of Keras, for
+            a model that must load where kresume is not installed. A schedule has no variable, a float rate has one, so it
+            stays a schedule. False for one whose rate is set later: a schedule of an unknown class is replaced, too.
 
     Raises:
-        CheckpointError: Keras does not know the optimizer's class or the class of its schedule.
+        CheckpointError: Keras does not know the optimizer's class, or that of a schedule that has to be written.
     """
     schedule = state.rate.schedule if state.rate is not None else None
     if portable and state.rate is not None and schedule and str(schedule.get("registered_name")).startswith("kresume>"):
-        rate: Any = _held(state.rate.value)
+        rate: Any = _held(state.rate.value or 0.0)
     else:
-        rate = rate_as_saved(state, saved)
+        try:
+            rate = rate_as_saved(state, saved)
+        except CheckpointError:
+            if portable:
+                raise
+            rate = _held(UNUSED_RATE)
     trained = list(weights) if weights is not None else model.trainable_variables
     optimizer = optimizers.make_optimizer(saved, rate)
     optimizer.build(trained)

@@ -83,16 +83,24 @@ class SavedRate:
 
     Attributes:
         value: the rate that "the checkpoint's rate" refers to: the peak that kresume recorded, a schedule's initial or
-            peak rate, or the float in the file.
+            peak rate, or the float in the file; None if the schedule is of the user's own class, which names no peak.
         origin: `"run"` (peak recorded by kresume), `"schedule"` or `"float"`.
         schedule: the schedule's Keras config (`{"class_name", "config"}`); None if the rate is no schedule.
         lowered_from: the rate before it was lowered for a run without old images; None if it was not.
     """
 
-    value: float
+    value: float | None
     origin: Literal["run", "schedule", "float"]
     schedule: Mapping[str, Any] | None = None
     lowered_from: float | None = None
+
+    def __str__(self) -> str:
+        return self.custom if self.value is None else f"{self.value:g}"
+
+    @property
+    def custom(self) -> str:
+        """Describes a schedule that does not say its peak: `"a custom schedule (HalfLR)"`."""
+        return f"a custom schedule ({(self.schedule or {}).get('class_name')})"
 
 
 @dataclass(frozen=True)

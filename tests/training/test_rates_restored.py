@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 import kresume
+from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import UsageError
+from kresume.models.load import Subject, load
 from kresume.models.losses import choose_loss
 from kresume.options.table import TrainConfig
 from kresume.training.adjust import Adjustment, adjust
-from kresume.training.plan.parent import Parent, restore_parent, wanted_optimizer
-from kresume.training.plan.rate import decide_rate, keras_rate
+from kresume.training.plan.parent import Parent, restore_parent, saved_rate, wanted_optimizer
+from kresume.training.plan.rate import decide_rate, keras_rate, look_ahead
 from kresume.values.amount import Amount
 from kresume.values.card import Card
 from tests.helpers.backends import few_under_jax
@@ -34,14 +36,38 @@ def batch(step):
     return rng.uniform(0, 1, (BATCH, SIDE, SIDE, 3)).astype("float32"), np.arange(BATCH).astype("int32")
 
 
+@keras.saving.register_keras_serializable("mine")
+class Halved(keras.optimizers.schedules.LearningRateSchedule):
+    """A user's own schedule: no setting of it is called a rate."""
+
+    def __init__(self, a=PEAK):
+        self.a = a
+
+    def __call__(self, step):
+        return self.a / (1.0 + keras.ops.cast(step, "float32") / 10.0)
+
+    def get_config(self):
+        return {"a": self.a}
+
+
+COMPILED = """import keras
+
+def build():
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")])
+    model.compile(keras.optimizers.SGD(keras.saving.get_registered_object("mine>Halved")()), "sparse_categorical_crossentropy")
+    return model
+"""
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Writes a checkpoint at a float rate and one at a schedule, after five steps.
+    """Writes a checkpoint at a float rate, one at a schedule and one at a user's own schedule, after five steps.
 
-    Each is written as `.keras` and as `.weights.h5`.
+    Each is written as `.keras`, as `.h5` and as `.weights.h5`.
     """
     folder = tmp_path_factory.mktemp("rates")
-    rates = {"float": FLOAT, "schedule": keras.optimizers.schedules.ExponentialDecay(PEAK, 10, 0.5)}
+    rates = {"float": FLOAT, "schedule": keras.optimizers.schedules.ExponentialDecay(PEAK, 10, 0.5), "custom": Halved()}
+    (folder / "compiled.py").write_text(COMPILED)
     for name, rate in rates.items():
         layers = [keras.Input((SIDE, SIDE, 3)), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
         model = keras.Sequential(layers)
@@ -52,18 +78,20 @@ def written(tmp_path_factory):
             json.dumps({**keras.saving.serialize_keras_object(model), "compile_config": None})
         )
         model.save(folder / f"{name}.keras")
+        model.save(folder / f"{name}.h5")
         model.save_weights(folder / f"{name}.weights.h5")
     return folder
 
 
-def adjusted(path, **options):
-    """Returns the model as `train` begins with it, and its plan."""
+def adjusted(path, compiled=False, **options):
+    """Returns the model as `train` begins with it, and its plan; with `compiled`, the rate may be that of the function."""
     config = TrainConfig(from_=str(path), **options)
     parent = Parent(read_checkpoint(path), None, None)
     live = restore_parent(config, parent, num_classes=3, image_size=None)
+    wanted = wanted_optimizer(live.saved, config, live.model)
     rate = decide_rate(
-        saved=parent.state.rate,
-        optimizer=wanted_optimizer(live.saved, config, live.model).class_name,
+        saved=saved_rate(config, parent, live, wanted) if compiled else parent.state.rate,
+        optimizer=wanted.class_name,
         steps=STEPS,
         lr=config.lr,
         lr_scale=config.lr_scale,
@@ -71,8 +99,9 @@ def adjusted(path, **options):
         warmup_steps=config.warmup_steps,
         adds_images=True,
     )
+    rate, _ = look_ahead(rate, live.iterations)
     loss, amount = choose_loss(live.model, saved=parent.state.compiled), Amount(1, STEPS, BATCH, (STEPS,), "")
-    to = Adjustment(wanted_optimizer(live.saved, config, live.model), rate, live.iterations, loss, CARD, amount)
+    to = Adjustment(wanted, rate, live.iterations, loss, CARD, amount)
     adjust(live.model, to, restored=live.optimizer)
     return live.model, rate
 
@@ -150,6 +179,62 @@ def test_weights_alone_keep_their_float_and_have_lost_their_schedule(written):
         adjusted(
             written / "schedule.weights.h5", model=str(written / "float.keras"), optimizer="sgd", lr_schedule="keep"
         )
+
+
+def halved(_, step):
+    return PEAK / (1.0 + (DONE + step) / 10.0)
+
+
+ASKS = "custom schedule .Halved., whose peak cannot be read: give --lr, .*--lr-schedule keep"
+OWN_SCHEDULE = {
+    "lr": ({"lr": 0.005}, cosine),
+    "lr, constant": ({"lr": 0.005, "lr_schedule": "constant"}, held),
+    "lr, fresh": ({"lr": 0.005, "lr_schedule": "constant", "optimizer": "sgd:reset"}, held),
+    "keep": ({"lr_schedule": "keep"}, halved),
+    "lr-scale": ({"lr_scale": 0.1}, ASKS),
+    "cosine": ({"lr_schedule": "cosine"}, ASKS),
+    "constant": ({"lr_schedule": "constant"}, ASKS),
+    "nothing": ({}, ASKS),
+}
+IN_FILES = ["custom.keras", "custom.h5", "custom.weights.h5"]
+
+
+@pytest.mark.filterwarnings("ignore:.*HDF5 file")
+@pytest.mark.parametrize("file", few_under_jax(IN_FILES, ["custom.keras"]))
+@pytest.mark.parametrize("case", OWN_SCHEDULE)
+def test_a_checkpoint_with_a_schedule_of_the_users_trains(written, file, case):
+    """A user's own schedule is replaced by `--lr` or goes on; only what needs its peak is refused, with both ways on."""
+    options, shape = OWN_SCHEDULE[case]
+    if file.endswith(".weights.h5"):
+        options = {"model": f"{written / 'compiled.py'}:build", "compiled": True, **options}
+    if isinstance(shape, str):
+        with pytest.raises(UsageError, match=shape):
+            adjusted(written / file, **options)
+        return
+    model, plan = adjusted(written / file, **options)
+    assert plan.checkpoint is None
+    assert plan.peak == pytest.approx(0.005 if "lr" in options else halved(None, 0))
+    expected = shape(0.005, 0)
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(expected, rel=1e-5)
+    after = reference(model.get_weights(), expected, 100)
+    model.train_on_batch(*batch(100))
+    for ours, theirs in zip(model.get_weights(), after, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:.*HDF5 file")
+@pytest.mark.parametrize("file", IN_FILES[:2])
+def test_a_schedule_whose_class_is_not_here_is_needed_to_go_on_alone(written, monkeypatch, file):
+    """Without the class of its schedule a checkpoint is inspected, predicts, and trains at `--lr`."""
+    monkeypatch.delitem(keras.saving.get_custom_objects(), "mine>Halved")
+    found = describe(read_checkpoint(written / file))
+    assert (found.rate["value"], found.rate["schedule"]) == (None, "Halved")
+    assert "rate        a custom schedule, Halved, which does not say its peak" in str(found)
+    assert any("--lr F; or --lr-schedule keep" in missing for missing in found.missing)
+    assert load(Subject(str(written / file)), anonymous=True).model.count_params() == 147
+    assert adjusted(written / file, lr=0.005)[1].peak == 0.005
+    with pytest.raises(UsageError, match=r"not known here, Halved: register it with --import FILE.py .*or give --lr"):
+        adjusted(written / file, lr_schedule="keep")
 
 
 def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, pictures, quiet):

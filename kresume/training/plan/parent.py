@@ -327,11 +327,7 @@ def check_finite(model: Any, source: str) -> None:
 
 
 def _compiled_rate(live: Live) -> SavedRate | None:
-    """Returns the rate that the function of the user's model compiles, for a file that records none.
-
-    Raises:
-        CheckpointError: it is a schedule of the user's own class.
-    """
+    """Returns the rate that the function of the user's model compiles, for a file that records none."""
     found = (live.saved.config or {}).get("learning_rate")
     if isinstance(found, Mapping):
         return rate_of_schedule(found)
@@ -350,10 +346,7 @@ def fresh_rate(parent: Parent | None, live: Live) -> SavedRate | None:
     """
     if live.kept or (parent is not None and parent.state.rate is not None):
         return None
-    try:
-        rate = _compiled_rate(live)
-    except CheckpointError:
-        return None
+    rate = _compiled_rate(live)
     return rate if rate is not None and rate.value else None
 
 
@@ -385,7 +378,7 @@ def saved_rate(config: TrainConfig, parent: Parent | None, live: Live, wanted: S
     if config.lr is None:
         default = default_rate(str(wanted.class_name))
         raise UsageError(
-            f"{option('optimizer', config.optimizer)}: the checkpoint's rate, {rate.value:g}, is {saved}'s and does not apply "
-            f"to {wanted.class_name}: give {option('lr')} (its default is {default:g})"
+            f"{option('optimizer', config.optimizer)}: the checkpoint's rate, {rate}, is {saved}'s and does not apply to "
+            f"{wanted.class_name}: give {option('lr')} (its default is {default:g})"
         )
     return rate

@@ -10,7 +10,7 @@ optimizer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,12 +38,10 @@ def keras_rate(plan: RatePlan, origin: int) -> Any:
         origin: the optimizer's `iterations` at the start of the run.
 
     Raises:
-        UsageError: `keep`, and the checkpoint's schedule has already decayed to 0.
+        UsageError: `keep`, and the checkpoint's schedule has already decayed to 0, or its class is unknown.
     """
     if plan.schedule == "keep" and plan.saved:
-        from kresume.models.schedules import deserialize
-
-        schedule = deserialize(plan.saved)
+        schedule = _revived(plan.saved)
         if float(schedule(origin)) <= 0.0:
             raise UsageError(
                 f"the checkpoint's {plan.saved['class_name']} has ended at 0 after {origin:,} steps, so going on with it "
@@ -66,16 +64,19 @@ def look_ahead(plan: RatePlan, origin: int) -> tuple[RatePlan, str]:
         origin: the optimizer's `iterations` at the start of the run.
 
     Returns:
-        `(plan, note)`: the plan with `now` and `end`, and a note if the schedule reaches 0 well before the run ends.
+        `(plan, note)`: the plan with `now` and `end`, and a note if the schedule reaches 0 well before the run ends. The
+        peak of a schedule that does not say its own is the rate now.
 
     Raises:
-        UsageError: as `keras_rate`: the schedule has already decayed to 0.
+        UsageError: as `keras_rate`.
     """
     saved = plan.saved
     if plan.schedule != "keep" or not saved:
         return plan, ""
     schedule = keras_rate(plan, origin)
     plan = replace(plan, now=float(schedule(origin)), end=float(schedule(origin + plan.steps - 1)))
+    if plan.checkpoint is None and plan.now is not None:
+        plan = replace(plan, peak=plan.now)
     if plan.end or plan.steps == 1:
         return plan, ""
     alive, dead = 0, plan.steps - 1
@@ -89,6 +90,23 @@ def look_ahead(plan: RatePlan, origin: int) -> tuple[RatePlan, str]:
         f"the steps after that ({option('lr')} or {option('lr-schedule', 'rewarm-cosine')} continues, "
         f"{option('steps')} ends with it)"
     )
+
+
+def _revived(saved: Mapping[str, Any]) -> Any:
+    """Returns the checkpoint's own schedule.
+
+    Raises:
+        UsageError: its class is unknown.
+    """
+    from kresume.models.schedules import deserialize
+
+    try:
+        return deserialize(saved)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"the checkpoint's learning rate is a schedule of a class that is not known here, {saved.get('class_name')}: "
+            f"register it with {option('import', 'FILE.py')} to go on with it, or give {option('lr')}"
+        ) from error
 
 
 def decide_rate(
@@ -161,9 +179,10 @@ def decide_rate(
     if forgets and saved is not None:
         lowered_from = saved.lowered_from or saved.value
     peak, reason = _peak(saved, optimizer, lr, lr_scale, chosen, lowered_from)
-    if saved is None and lr is None and compiled is not None and not math.isclose(compiled.value, peak, rel_tol=1e-6):
+    start = compiled.value if saved is None and lr is None and compiled is not None else None
+    if compiled is not None and start is not None and not math.isclose(start, peak, rel_tol=1e-6):
         own = f"the start of the {compiled.schedule['class_name']}" if compiled.schedule else "the rate"
-        peak, reason = compiled.value, f"{own} that --model compiles"
+        peak, reason = start, f"{own} that --model compiles"
     if warmup_steps:
         _check_warms(chosen, saved, warmup_steps)
     if chosen == "cooldown":
@@ -191,16 +210,18 @@ def _tuned(
 ) -> RatePlan:
     """Returns the rate of a new head on trained layers, and then of all layers."""
     default = default_rate(optimizer)
-    full = max(saved.value, default) if saved is not None else default  # the checkpoint's own may have come down
+    own = saved.value if saved is not None else None
+    full = max(own or 0.0, default)  # the checkpoint's own may have come down
     whose = f"the default of {optimizer}" if full == default else "the checkpoint's"
     peak, reason = TUNE_FACTOR * full, f"{TUNE_FACTOR:g}x {whose}"
     if lr is not None:
         peak, reason = lr, "--lr"
     elif lr_scale is not None:
+        _check_known(saved)
         peak, reason = lr_scale * full, f"--lr-scale {lr_scale:g}"
     warmup = head_steps or (min(LONGEST_WARMUP, max(1, round(WARMUP_SHARE * steps))) if steps > 1 else 0)
     return RatePlan(
-        checkpoint=saved.value if saved else None,
+        checkpoint=own,
         peak=peak,
         schedule="cosine" if saved is None else "rewarm-cosine",
         warmup_steps=warmup,
@@ -234,9 +255,7 @@ def goes_on(saved: SavedRate | None, origin: int, steps: int) -> bool:
     """
     if saved is None or saved.schedule is None:
         return False
-    from kresume.models.schedules import deserialize
-
-    schedule = deserialize(saved.schedule)
+    schedule = _revived(saved.schedule)
     rates = {float(schedule(origin + steps * part // 8)) for part in range(9)}
     return float(schedule(origin + steps * 7 // 8)) > 0.0 and len(rates) > 1
 
@@ -252,6 +271,20 @@ def _default_schedule(
     if interrupted:
         return "keep" if goes_on() else "cooldown"
     return "rewarm-cosine" if adds_images else "keep"
+
+
+def _check_known(saved: SavedRate | None) -> float:
+    """Returns the checkpoint's rate.
+
+    Raises:
+        UsageError: it is a schedule of the user's own class, which does not say its peak.
+    """
+    if saved is None or saved.value is None:
+        raise UsageError(
+            f"the checkpoint's learning rate is {saved.custom if saved else 'unknown'}, whose peak cannot be read: give "
+            f"{option('lr')}, the rate or peak to use, or {option('lr-schedule', 'keep')}, which goes on with that schedule"
+        )
+    return saved.value
 
 
 def _peak(
@@ -273,18 +306,21 @@ def _peak(
         lowered_from: the rate to lower, because none of the old images is there; None to lower none.
 
     Raises:
-        UsageError: the checkpoint's rate has probably decayed.
+        UsageError: the checkpoint's rate has probably decayed, or is not known.
     """
     if lr is not None:
         return lr, "--lr"
     default = default_rate(optimizer)
     if saved is None:
         return default, f"the default of {optimizer}"
+    if saved.value is None and schedule == "keep" and lr_scale is None:
+        return 0.0, "the checkpoint's"  # `look_ahead` asks the schedule itself
+    value = _check_known(saved)
     if lr_scale is not None:
-        return lr_scale * saved.value, f"--lr-scale {lr_scale:g}"
-    if saved.origin == "float" and saved.value < SUSPICIOUS_SHARE * default:
+        return lr_scale * value, f"--lr-scale {lr_scale:g}"
+    if saved.origin == "float" and value < SUSPICIOUS_SHARE * default:
         raise UsageError(
-            f"the checkpoint's rate is {saved.value:g}, under 1 % of {optimizer}'s default: it has probably decayed to "
+            f"the checkpoint's rate is {value:g}, under 1 % of {optimizer}'s default: it has probably decayed to "
             f"there, and nothing would be learned. Give {option('lr')} (for example {option('lr', EXTEND_FACTOR * default)})"
         )
     # A chain of runs without old images is lowered once, and comes back to its rate when they are there again.
@@ -292,5 +328,5 @@ def _peak(
     if lowered_from is not None:
         return EXTEND_FACTOR * lowered_from, f"{EXTEND_FACTOR:g}x {whose}: none of the old images is there"
     if schedule in {"keep", "cooldown"} or saved.lowered_from is None:
-        return saved.value, "the checkpoint's"
+        return value, "the checkpoint's"
     return saved.lowered_from, whose
