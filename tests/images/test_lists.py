@@ -65,6 +65,7 @@ WRITTEN = {
     "coco": ("a.json", coco([(1, 1), (2, 2), (2, 2)]).encode()),
     "columns of pandas": ("a.json", b'{"file": {"0": "1.png", "1": "2.png"}, "class": {"0": "cat", "1": "dog"}}'),
     "labels by path": ("a.json", b'{"1.png": "cat", "2.png": "dog"}'),
+    "line ends of old Macs": ("a.csv", b"file;class;x\r1.png;cat;a,b\r2.png;dog;c\r"),
     "ids": ("a.csv", b"id,label\n1,cat\n2,dog\n"),
     "ids beside names": ("a.csv", b"id,name,file,label\n7,x,1.png,cat\n8,y,2.png,dog\n"),
     "of windows": ("a.csv", b"image,label\n..\\data\\1.png,cat\n.\\2.png,dog\n"),
