@@ -33,7 +33,7 @@ COUNTING = (
 """Prefixes of TensorFlow operations whose result or effect depends on how often they ran."""
 PYTHON = ("PyFunc", "EagerPyFunc")
 GENERATOR = "GeneratorDataset"
-"""The operation of `tf.data.Dataset.from_generator`; functions that it refers to call the user's generator."""
+"""The operation of `Dataset.from_generator`; functions that it refers to call the user's generator."""
 
 
 def mapped(data: Any, function: Callable[..., Any], seed: int, *, training: bool, threads: int) -> Any:
