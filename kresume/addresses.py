@@ -25,11 +25,36 @@ OFF = "off"
 LOCAL = "file"
 """The folder of the stages of drives, in place of a scheme."""
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_BEGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+BUCKETS = ("gs:/", "gcs:/", "s3:/", "s3a:/", "az:/", "abfs:/", "abfss:/", "memory:/")
+"""The begins of addresses of buckets."""
+MUST_BE_HERE = (
+    "this must be on this machine or on a mounted drive; runs, checkpoints and images may also be in a bucket. Copy it here "
+    "first, or mount it"
+)
+"""The rest of the message for an address of what cannot be at one."""
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Returns True if a path has a scheme."""
     return "://" in os.fspath(path)
+
+
+def begins_as_address(path: str | os.PathLike[str]) -> bool:
+    """Returns True if a path begins with a scheme, which class names with `://` in them do not.
+
+    Of an address `pathlib.Path` takes one of two slashes away: for buckets that counts, too.
+    """
+    return _BEGIN.match(text := os.fspath(path)) is not None or text.lower().startswith(BUCKETS)
+
+
+def as_address(path: str | os.PathLike[str]) -> str:
+    """Returns a path as text, with both slashes of an address that `pathlib.Path` was given."""
+    text = os.fspath(path)
+    if is_remote(text) or not begins_as_address(text):
+        return text
+    scheme, _, rest = text.partition(":/")
+    return f"{scheme}://{rest}"
 
 
 def root() -> Path:

@@ -22,6 +22,7 @@ from typing import Any
 
 from kresume.errors import UsageError
 from kresume.spelling import option
+from kresume.storage import one_file
 
 FORMS = (
     'one name per line, "0 cat" lines, {"cat": 0}, {"0": "cat"}, ["cat", "dog"], or CSV with a column of names and, if it '
@@ -43,9 +44,9 @@ def read_classes(value: str) -> tuple[str, ...]:
         UsageError: if a name occurs twice, there are no names, or the numbers have a gap.
     """
     path, said = Path(value), option("classes", value)
-    is_file = _is_file(path)
+    is_file = _is_file(value)
     try:
-        names = _read_file(path) if is_file else tuple(_row(value))
+        names = _read_file(value) if is_file else tuple(_row(value))
     except _NoNamesError as error:
         raise UsageError(f"{said}: {error}; a file holds {FORMS}") from None
     if not names or not all(names):
@@ -128,16 +129,17 @@ class _NoNamesError(Exception):
     """Raised if a text gives no ordered names; the message is the reason."""
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(path: str) -> bool:
     try:
-        return path.is_file()
+        return one_file.is_file(path)
     except OSError:  # a long list of names exceeds the length limit of a path
         return False
 
 
-def _read_file(path: Path) -> tuple[str, ...]:
+def _read_file(file: str) -> tuple[str, ...]:
+    path = Path(file)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = one_file.read_text(file)
     except UnicodeDecodeError:
         raise _NoNamesError("it is no text in UTF-8") from None
     if path.suffix.lower() == ".json" or text.lstrip()[:1] in {"{", "["}:

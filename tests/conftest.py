@@ -65,7 +65,8 @@ def pytest_sessionstart():
 LONG = frozenset(
     {
         "test_adapters", "test_added_images", "test_averaged_runs", "test_backup", "test_backup_callbacks",
-        "test_backup_feeding", "test_backup_models", "test_backup_promises", "test_colab", "test_docs", "test_evaluate",
+        "test_backup_feeding", "test_backup_models", "test_backup_promises", "test_code_changes", "test_colab",
+        "test_docs", "test_evaluate",
         "test_exact_continuation", "test_export_formats", "test_export_saved_model", "test_fed_as_trained",
         "test_fits_of_script", "test_foreign_parents", "test_freezing", "test_frozen_layers", "test_gated_runs",
         "test_grown_runs", "test_hub", "test_image_dataset", "test_images", "test_inputs", "test_losses",

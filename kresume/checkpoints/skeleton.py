@@ -18,6 +18,7 @@ from pathlib import Path
 
 from kresume.checkpoints.layouts import names_of
 from kresume.errors import UsageError
+from kresume.storage.one_file import require_local
 from kresume.values.state import TrainState
 
 FILL_IN = "fill in"
@@ -286,6 +287,7 @@ def check_free(path: str) -> Path:
     Raises:
         UsageError: if the file exists, or its folder does not.
     """
+    require_local("write-model", path)
     file = Path(path)
     if file.exists():
         raise UsageError(f"--write-model {path}: the file already exists; give another name, or remove it")

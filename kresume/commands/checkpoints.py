@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from kresume.commands.options import Command
-from kresume.commands.output import print_result
+from kresume.commands.output import here_alone, print_result
 
 
 @click.command(cls=Command)
@@ -13,6 +13,7 @@ from kresume.commands.output import print_result
 @click.option(
     "--write-model",
     metavar="FILE.py",
+    callback=here_alone,
     help="Write a Keras skeleton of a PyTorch state dict: its layers in order, to be filled in.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

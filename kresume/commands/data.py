@@ -35,14 +35,14 @@ def scan(paths: Sequence[str], out: str, feature: Sequence[str], cache: str | No
     \b
     kresume data scan old/ shard-000.tar list.csv -o m.parquet
     """
-    from pathlib import Path
-
     from kresume.images.sources.records import parse_features
     from kresume.reporter import Reporter
     from kresume.reports import data as report
+    from kresume.staging.output import check_free
 
+    check_free("out", out, overwrite=True, makes_folder=True)
     scanned = report.scan(paths, Reporter(), features=parse_features(tuple(feature)), cache=cache)
-    report.write(scanned, Path(out))
+    report.write(scanned, out)
     print_result(report.describe(scanned), as_json)
 
 
@@ -106,14 +106,16 @@ def show(
     from kresume.reporter import Reporter
     from kresume.reports import contact_sheet as sheets
     from kresume.reports import data as report
+    from kresume.staging.output import check_free
 
     unused = [name for name, value in options.items() if value is not None] if sheet is None else []
     if unused:
         raise UsageError(
             f"{option(unused[0].replace('_', '-'))} is about the sheet of samples: give {option('sheet', 'FILE.png')}, too"
         )
+    check_free("sheet", sheet, overwrite=True, makes_folder=True)
     reporter = Reporter()
-    scanned = report.open_run(paths[0]) if len(paths) == 1 else None
+    scanned = report.open_run(paths[0], reporter) if len(paths) == 1 else None
     scanned = scanned or report.scan(paths, reporter, features=parse_features(tuple(feature)), cache=cache)
     print_result(report.describe(scanned), as_json)
     if sheet is not None:

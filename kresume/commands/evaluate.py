@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kresume.commands.options import FEATURE, Command, model_options, read_model_options
-from kresume.commands.output import check_free, print_result
+from kresume.commands.output import here_alone, print_result
 from kresume.errors import RunError
 from kresume.options.settings import DEFAULTS
 from kresume.values.decode_spec import INTERPOLATIONS, RESIZES
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--against-pixels",
     metavar="KIND",
+    callback=here_alone,
     help="Pixel values that --against expects, if it does not record them and they are not those of --pixels.",
 )
 @click.option(
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     "--metric",
     multiple=True,
     metavar="NAME|FILE.py:FN",
+    callback=here_alone,
     help="A further metric: one of Keras's, or FN(labels, probabilities). Repeatable.",
 )
 @click.option("--csv", metavar="FILE", help="Also write the scores as a table, one row per subset and class.")
@@ -81,7 +83,9 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-size", type=int, default=DEFAULTS.batch_size, show_default=True, metavar="N", help="Images per prediction."
 )
-@click.option("--cache", metavar="DIR", help="Where decoded pictures are kept: auto, off or a folder.")
+@click.option(
+    "--cache", metavar="DIR", callback=here_alone, help="Where decoded pictures are kept: auto, off or a folder."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(
     checkpoint: str,
@@ -110,17 +114,20 @@ def evaluate(
     from kresume.evaluation.evaluate import evaluate as run
     from kresume.reporter import Reporter
     from kresume.staging.fetch import here_shown
+    from kresume.staging.output import check_free, output_file
 
-    here_shown(checkpoint)
     for flag, given in (("csv", csv), ("answers", answers), ("report", report)):
         check_free(flag, given, overwrite=overwrite)
+    here_shown(checkpoint)
     options |= read_model_options(image_size, classes)
     reporter = Reporter()
     found = run(checkpoint, list(data), reporter=reporter, **options)
     if csv is not None:
-        found.write_csv(Path(csv))
+        with output_file(csv) as path:
+            found.write_csv(path)
     if answers is not None and found.answers is not None:
-        answers_file.write(Path(answers), found.answers)
+        with output_file(answers) as path:
+            answers_file.write(path, found.answers)
     _write_report(found, report, reporter)
     print_result(found, as_json)
     return found.exit_code
@@ -134,11 +141,12 @@ def _write_report(found: Evaluation, given: str | None, reporter: Reporter) -> N
     """
     from kresume.checkpoints.run import find_run
     from kresume.reports.page.write import write_evaluation
+    from kresume.staging.output import shown
 
     if given is not None:
-        target = Path(given)
+        target = given
     elif found.against is not None and (run := find_run(found.model)) is not None:
-        target = run.path / f"eval-against-{Path(found.against.model).name}.html"
+        target = str(run.path / f"eval-against-{Path(found.against.model).name}.html")
     else:
         return
     try:
@@ -149,4 +157,4 @@ def _write_report(found: Evaluation, given: str | None, reporter: Reporter) -> N
             raise
         reporter.warn(str(error))
     else:
-        reporter.say(f"report: {target}")
+        reporter.say(f"report: {shown(target)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from kresume.commands.options import Command
-from kresume.commands.output import print_result
+from kresume.commands.output import here_alone, print_result
 
 
 @click.command(cls=Command)
@@ -30,7 +30,13 @@ def doctor(as_json: bool, measure: bool) -> None:
 
 @click.command(cls=Command)
 @click.option(
-    "--dir", "directory", default="kresume-demo", show_default=True, metavar="DIR", help="The folder to write."
+    "--dir",
+    "directory",
+    default="kresume-demo",
+    show_default=True,
+    metavar="DIR",
+    callback=here_alone,
+    help="The folder to write.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def demo(directory: str, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from kresume.commands.output import here_alone
 from kresume.errors import UsageError
 from kresume.options.settings import DEFAULTS
 from kresume.values.decode_spec import INTERPOLATIONS, RESIZES
@@ -191,8 +192,17 @@ help_all = click.option(
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options for facts that a checkpoint may not record, and for backend and device."""
     options = [
-        click.option("--model", metavar="SPEC", help="The architecture, for a checkpoint without one."),
-        click.option("--import", "imports", multiple=True, metavar="FILE", help="File that registers custom layers."),
+        click.option(
+            "--model", metavar="SPEC", callback=here_alone, help="The architecture, for a checkpoint without one."
+        ),
+        click.option(
+            "--import",
+            "imports",
+            multiple=True,
+            metavar="FILE",
+            callback=here_alone,
+            help="File that registers custom layers.",
+        ),
         click.option(
             "--map",
             "map_file",
@@ -212,6 +222,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--pixels",
             metavar="NAME",
+            callback=here_alone,
             help="Pixel values that the model expects, if the checkpoint does not record them.",
         ),
         click.option("--image-size", metavar="N|HxW", help="Size of the pictures, for a model that accepts any."),
@@ -254,6 +265,7 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option(
         "--cache",
         metavar="DIR",
+        callback=here_alone,
         help="Where facts about files are kept, so that they are read once: auto, off or a folder.",
     )(function)
     return click.option("--feature", multiple=True, metavar="ROLE=NAME", help=FEATURE)(function)

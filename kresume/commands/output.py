@@ -1,16 +1,14 @@
-"""Prints the result of a command, and checks the files that it will write."""
+"""Prints the result of a command, and refuses addresses for what must be on this machine."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
 
 from kresume.addresses import public
-from kresume.errors import UsageError
-from kresume.spelling import option
+from kresume.storage.one_file import require_local
 
 
 def print_result(result: Any, as_json: bool) -> None:
@@ -19,22 +17,7 @@ def print_result(result: Any, as_json: bool) -> None:
     click.echo(public(text))
 
 
-def check_free(flag: str, path: str | None, *, overwrite: bool) -> None:
-    """Checks that a file can be written, before a command works for minutes.
-
-    Args:
-        flag: the option that names it.
-        path: the file; None if the option is not given.
-        overwrite: True if an existing file may be replaced.
-
-    Raises:
-        UsageError: the file exists, or its folder does not.
-    """
-    if path is None:
-        return
-    file = Path(path)
-    if file.exists() and (not overwrite or file.is_dir()):
-        way = "give the name of a file" if file.is_dir() else f"give another name, or {option('overwrite')}"
-        raise UsageError(f"{option(flag, path)}: it already exists; {way}")
-    if not file.absolute().parent.is_dir():
-        raise UsageError(f"{option(flag, path)}: the folder {file.absolute().parent} does not exist")
+def here_alone(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Refuses an address for an option that names what must be on this machine."""
+    require_local(parameter.opts[-1].lstrip("-"), value)
+    return value

@@ -14,7 +14,7 @@ The class below handles events in the order of `fit`. Other modules do the work:
 - `backup_save`: collects the contents of a backup, and refuses weights that are not finite.
 - `backup_files`: handles the files beside the snapshots, and their removal.
 - `callback_state`, `callback_logs`: handle the other callbacks and their log files.
-- `fit_call`: finds the running `fit` and its data.
+- `fit_call`, `script_record`: find the running `fit` and its data, and describe what the script trains.
 - `fit_of_script`: tells the fits of one script apart that share a folder.
 - `backup_arguments`: checks the arguments and the model.
 """
@@ -39,6 +39,7 @@ from kresume.drop_in import (
     fit_call,
     fit_of_script,
     generators,
+    script_record,
 )
 from kresume.drop_in.backup_arguments import check_arguments, check_model
 from kresume.drop_in.backup_paths import PathsOfKeras
@@ -112,7 +113,6 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         self._total = self._begin_batch = self._drawn = 0
         self._resumed: Callable[[Sequence[Any]], None] | None = None
         self._compiled_rate: float | None = None
-        self._optimizer: dict[str, Any] = {}
         self._at_epoch: dict[str, Any] | None = None
         self._cut: _Cut | None = None
         self._begun, self._ahead, self._continues, self._not_finite = False, False, False, ""
@@ -157,7 +157,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         self._open_folder()
         backup_restore.build(self._model, self._stream, self._call)
         self._compiled_rate = backup_restore.rate_of(self._model)
-        self._optimizer = backup_restore.serialized_optimizer(self._model)  # under JAX empty between two steps
+        self._script = script_record.describe(self._model, self._call)  # under JAX empty between two steps
         left = self._left = backup_files.read_fit(self._folder)
         saved_logs = left.get("logs")
         if snapshot.list_snapshots(self._folder):
@@ -318,7 +318,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
             self._call,
             self._stream,
             self.on_new_data,
-            self._optimizer,
+            self._script,
             self.delete_checkpoint,
             fit_of_script.of_this_process(self._left),
         )
@@ -363,7 +363,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
             "generators_at_epoch": self._at_epoch if batch else None,
             "logs": self._logs.positions() if self._logs is not None else {},
             "compiled_rate": self._compiled_rate,
-            "optimizer": self._optimizer,
+            **self._script.records,
             "data": self._stream.identity() if self._stream is not None else None,
             "steps": self._call.steps if self._call is not None else None,
             "drawn": self._call.drawn() if self._call is not None else None,

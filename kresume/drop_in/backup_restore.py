@@ -23,7 +23,15 @@ import keras
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
-from kresume.drop_in import data_order, generators, lasting_metrics, optimizer_changes, other_optimizers
+from kresume.drop_in import (
+    code_changes,
+    data_order,
+    generators,
+    lasting_metrics,
+    optimizer_changes,
+    other_optimizers,
+    script_record,
+)
 from kresume.drop_in.fit_call import FitCall
 from kresume.drop_in.restore_target import Target
 from kresume.drop_in.stream import Stream
@@ -108,17 +116,6 @@ def build(model: Any, stream: Stream | None, call: FitCall | None) -> None:
     build_from_spec(model, call.spec() if call is not None and spec is not None else spec)
 
 
-def serialized_optimizer(model: Any) -> dict[str, Any]:
-    """Returns the optimizer as Keras serializes it; empty without one, or if its schedule has no config."""
-    if model.optimizer is None:
-        return {}
-    try:
-        found: dict[str, Any] = keras.saving.serialize_keras_object(model.optimizer)
-    except NotImplementedError:
-        return {}
-    return found
-
-
 def newest(folder: Path, warn: Callable[[str], None]) -> TrainState:
     """Reads the newest intact backup; sets damaged ones aside and warns of them.
 
@@ -161,12 +158,12 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         target.call.draws.continue_from(records.get("draws"), batch > 0)
     begins_again = data_order.after_restart(records, target.call, target.stream)
     # Without the data's structure the metrics cannot be built before the first step: their averages start fresh.
-    averages = batch > 0 and target.stream is not None
+    averages = batch > 0 and target.stream is not None and not _has_other_metrics(records, target)
     with _naming(target.backup_dir, ANOTHER_FOLDER):
         moved = assign_state(model, state, metrics=averages, same_weights=False, way_on=ANOTHER_FOLDER)
     messages += lasting_metrics.restore(model, target.call, groups.get("metrics", ()))
     messages += callback_state.apply(target.callbacks, records["callbacks"], groups.get("callbacks", []))
-    messages += optimizer_changes.describe(records.get("optimizer"), target.optimizer)
+    messages += optimizer_changes.describe(records.get("optimizer"), target.script.optimizer)
     messages += [*moved, *_keep_compiled_rate(model, target.compiled_rate, records.get("compiled_rate"))]
     messages += other_variables.restore(model, records, groups)
     with _naming(target.backup_dir):
@@ -192,6 +189,9 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         generators.restore(records.get("generators"))
     messages[:0] = _of_this_process(records) if target.again and not ended else []
     messages += [] if ended else filter(None, [begins_again, data_order.of_validation(target.call)])
+    messages += [] if ended else _of_script(records, target, fit_returned)
+    if batch and target.stream is not None and not (averages or ended):
+        messages.append("the metrics of the interrupted epoch cover its rest alone")
     if batch and target.stream is None and not ended:
         messages.append(_of_skipped(batch, begins_again))
     doing = f"nothing is left to train: {ended}" if ended else f"continuing at step {step:,} ({where})"
@@ -215,6 +215,20 @@ def _of_this_process(records: Mapping[str, Any]) -> list[str]:
         "this is the backup of an earlier fit of this process, which did not finish (if this is another training, the next "
         "fold or trial, give each a folder of its own, or remove this one, to begin anew)"
     ]
+
+
+def _of_script(records: Mapping[str, Any], target: Target, fit_returned: bool) -> list[str]:
+    """Returns a message if the script trains something else than the backup was made of."""
+    if fit_returned and target.again:
+        return []
+    before, now = records.get(script_record.RECORD), target.script.records[script_record.RECORD]
+    same_model = target.again and target.script.used  # whose attributes training may have changed
+    return code_changes.message(before, now, layers=not same_model, finished=fit_returned)
+
+
+def _has_other_metrics(records: Mapping[str, Any], target: Target) -> bool:
+    """Tests whether the script compiles other metrics than the backup has averages of."""
+    return code_changes.other_metrics(records.get(script_record.RECORD), target.script.records[script_record.RECORD])
 
 
 def _of_machine(records: Mapping[str, Any]) -> list[str]:

@@ -66,6 +66,15 @@ def shuffles(data: Any) -> Iterator[Any]:
         yield from shuffles(part)
 
 
+def batch_size(data: Any) -> Any:
+    """Returns the size of the batches that tf.data makes last; None if it makes none."""
+    inputs = _inputs(data)
+    size: Any = getattr(data, "_batch_size", None) if inputs else None
+    if size is not None:  # the last step that makes batches
+        return _constant(size)
+    return batch_size(inputs[0]) if len(inputs) == 1 else None
+
+
 def _is(data: Any, kind: str) -> bool:
     return type(data).__name__.strip("_") == kind
 

@@ -113,8 +113,8 @@ def _go_on_otherwise(call: FitCall) -> str:
         )
     if calls_python(call.x):
         return (
-            "a function of the data calls Python code (tf.numpy_function or tf.py_function): what that draws at random begins anew "
-            "(map= of kresume.image_dataset gives it a seed)"
+            "a function of the data calls Python code (tf.numpy_function or tf.py_function): what that draws at random begins "
+            "anew (map= of kresume.image_dataset gives it a seed)"
         )
     if _draws_from_torch(call.x):
         return (

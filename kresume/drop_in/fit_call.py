@@ -14,13 +14,14 @@ from __future__ import annotations
 import itertools
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import GeneratorType
 from typing import Any
 
 import keras
+import numpy as np
 
 from kresume.drop_in import caches
 from kresume.drop_in.draws import Draws
@@ -30,6 +31,8 @@ from kresume.drop_in.stream import Stream, reason_not_followed
 from kresume.errors import UsageError
 
 FRAMES = 12
+ARGUMENTS = ("class_weight", "sample_weight", "shuffle", "steps_per_epoch", "validation_freq", "validation_split")
+"""Arguments of `fit` that `FitCall.given` holds."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class FitCall:
         validations: brings the validation data there.
         first: the epoch at which the training begins: `fit(initial_epoch=...)`.
         draws: counts the iterators that others make of the data.
+        given: the arguments of `fit` in `ARGUMENTS`, by name.
     """
 
     x: Any
@@ -56,6 +60,7 @@ class FitCall:
     validations: EarlierValidations
     first: int
     draws: Draws
+    given: Mapping[str, Any]
 
     @property
     def iterator(self) -> Any:
@@ -66,6 +71,23 @@ class FitCall:
     def one_pass(self) -> bool:
         """Returns True if Keras keeps one iterator over all epochs, because `steps_per_epoch` was given."""
         return self.iterator.steps_per_epoch is not None
+
+    @property
+    def shuffles(self) -> bool:
+        """Returns True if the argument `shuffle` of `fit` has an effect on these data."""
+        return type(self.iterator.data_adapter).__name__ in {"ArrayDataAdapter", "PyDatasetAdapter"}
+
+    def batch_size(self) -> int | None:
+        """Returns the number of examples in a batch; None if the data do not tell it."""
+        adapter = self.iterator.data_adapter
+        found: Any = None
+        if type(adapter).__name__ in {"ArrayDataAdapter", "TorchDataLoaderAdapter"}:
+            found = adapter._batch_size
+        elif isinstance(self.x, keras.utils.PyDataset):
+            found = vars(self.x).get("batch_size")
+        else:
+            found = caches.batch_size(self.x)
+        return int(found) if isinstance(found, (int, np.integer)) else None
 
     def spec(self) -> Any:
         """Returns the `element_spec` that the model receives; None if the data has none."""
@@ -186,7 +208,10 @@ def find() -> FitCall | None:
                 first,
             )
             draws, count = Draws([x, given.get("val_x")], first), int(steps) if steps else None
-            return FitCall(x, given.get("class_weight"), reference, count, earlier, validations, first, draws)
+            arguments = {name: given[name] for name in ARGUMENTS if name in given}
+            return FitCall(
+                x, given.get("class_weight"), reference, count, earlier, validations, first, draws, arguments
+            )
     return None
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from kresume.drop_in.fit_call import FitCall
+from kresume.drop_in.script_record import Script
 from kresume.drop_in.stream import Stream
 
 
@@ -23,7 +24,7 @@ class Target:
         call: the running `fit`, None if it was not found.
         stream: the data of `data=`, None if the data are the user's own.
         on_new_data: the argument of `BackupAndRestore`.
-        optimizer: the serialized optimizer that `compile` made.
+        script: the description of the model, of `compile` and of `fit`.
         deletes: True if the backups are removed when `fit` ends.
         again: True if a `fit` of this process wrote the backup.
     """
@@ -36,6 +37,6 @@ class Target:
     call: FitCall | None
     stream: Stream | None
     on_new_data: Literal["next-epoch", "error"]
-    optimizer: Mapping[str, Any]
+    script: Script
     deletes: bool = False
     again: bool = False

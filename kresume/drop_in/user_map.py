@@ -33,7 +33,7 @@ COUNTING = (
 """Prefixes of TensorFlow operations whose result or effect depends on how often they ran."""
 PYTHON = ("PyFunc", "EagerPyFunc")
 GENERATOR = "GeneratorDataset"
-"""The operation of `tf.data.Dataset.from_generator`; functions that it refers to call the user's generator."""
+"""The operation of `Dataset.from_generator`; functions that it refers to call the user's generator."""
 
 
 def mapped(data: Any, function: Callable[..., Any], seed: int, *, training: bool, threads: int) -> Any:
@@ -270,9 +270,7 @@ def _nodes(graph: Any) -> Iterator[Any]:
     """Yields the nodes of a function and of those that it calls, without those that `from_generator` made."""
     definition = graph.as_graph_def()
     bodies = [definition.node, *(part.node_def for part in definition.library.function)]
-    made = {
-        value.func.name for body in bodies for node in body if node.op == GENERATOR for value in node.attr.values()
-    }
+    made = {value.func.name for body in bodies for node in body if node.op == GENERATOR for value in node.attr.values()}
     yield from definition.node
     for part in definition.library.function:
         if part.signature.name not in made:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kresume.images.cache import Cache
 from kresume.options.resolve import default_cache_limit
+from kresume.storage.one_file import require_local
 from kresume.values.decode_spec import DecodeSpec
 
 
@@ -25,7 +26,9 @@ def open_cache(
 
     Raises:
         ImagesError: the folder cannot be created.
+        UsageError: `where` is an address.
     """
+    require_local("cache", where)
     if where == "off":
         return None
     root = None if where in {None, "auto"} else Path(str(where))

@@ -18,6 +18,7 @@ import numpy as np
 from kresume.errors import ModelError, UsageError
 from kresume.models.own_code import as_model_error, is_function, load_function
 from kresume.spelling import option
+from kresume.storage.one_file import require_local
 from kresume.tasks.binary import BINARY
 from kresume.tasks.single_label import INDICES
 from kresume.tasks.task import Task
@@ -81,6 +82,7 @@ def read_metrics(given: Sequence[str]) -> tuple[OwnMetric, ...]:
         ModelError: a file or its function does not exist.
     """
     found: list[OwnMetric] = []
+    require_local("metric", list(given))
     for each in given:
         if is_function(each):
             metric = OwnMetric(each.rpartition(":")[2], each, load_function(each, "metric"))

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from kresume.errors import UsageError
 from kresume.spelling import option
+from kresume.staging.output import check_free, output_file
 from kresume.storage import atomic
 
 FORMATS = ("csv", "jsonl", "parquet")
@@ -71,12 +72,7 @@ def format_of(output: str | None, format: str | None, *, overwrite: bool) -> str
         )
     if output is None:
         return kind
-    file = Path(output)
-    if file.exists() and (not overwrite or file.is_dir()):
-        way = "give the name of a file" if file.is_dir() else f"give another name, or {option('overwrite', True)}"
-        raise UsageError(f"{option('output', output)} exists already: {way}")
-    if not file.absolute().parent.is_dir():
-        raise UsageError(f"{option('output', output)}: the folder {file.absolute().parent} does not exist")
+    check_free("output", output, overwrite=overwrite)
     return kind
 
 
@@ -94,7 +90,7 @@ def writing(
     """
     with contextlib.ExitStack() as stack:
         if output is not None:
-            temporary = stack.enter_context(atomic.new_file(Path(output)))
+            temporary = stack.enter_context(atomic.new_file(stack.enter_context(output_file(output))))
             stream = stack.enter_context(temporary.open("wb"))
         if stream is None:
             raise ValueError("rows go to a file or to a stream")

@@ -9,7 +9,6 @@ memory does not grow with the number of pictures. Decoded pictures are not kept 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -18,10 +17,12 @@ from typing import IO, Any
 
 import numpy as np
 
+from kresume.addresses import as_address
 from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.opened import Advance, ModelAnswers, Opened, open_model
 from kresume.evaluation.prediction_rows import Row, as_text, format_of, writing
 from kresume.images.read_ahead import Read, read_ahead
+from kresume.images.sorted_places import check_place
 from kresume.images.sorting import SortedFolder
 from kresume.images.sources.class_folders import describe_left_out
 from kresume.images.sources.records import parse_features
@@ -124,10 +125,10 @@ def predict(
         paths: pictures, folders at any depth (with or without class folders), lists with a column `path`, tar and zip
             archives, TFRecord files, manifests.
         top_k: how many classes each row has.
-        output: a file for the rows; it appears when it is complete.
+        output: a file for the rows, also at an address; it appears when it is complete.
         format: `"csv"`, `"jsonl"` or `"parquet"`; None for the ending of `output`, else `"csv"`.
         overwrite: replace `output`.
-        sort: a folder into whose class folders the pictures are copied.
+        sort: a folder, also at an address, into whose class folders the pictures are copied.
         min_score: the lowest score with which a picture goes into a class folder; others go to `unsure/`.
         link: link the files instead of copying them.
         model: the architecture, for a checkpoint without one: a name as for `--model`, or a Keras model, which stays as it is.
@@ -157,7 +158,7 @@ def predict(
     given = several("paths", paths)
     if not given:
         raise UsageError(f"{option('paths')}: an empty list names no picture")
-    kind = format_of(None if output is None else os.fspath(output), format, overwrite=overwrite)
+    kind = format_of(None if output is None else as_address(output), format, overwrite=overwrite)
     _check(top_k, min_score, batch_size, sort, link)
     asked = list_unlabelled(given, reporter, parse_features(several("feature", feature)))
     path = path_of(checkpoint)
@@ -168,7 +169,7 @@ def predict(
     opened = open_model(subject, batch_size=batch_size, reporter=reporter, backend=backend, device=device)
     folder = None
     if sort is not None:
-        folder = SortedFolder(Path(sort), opened.classes, link)
+        folder = SortedFolder(sort, opened.classes, link)
         folder.prepare()
     job = _Job(asked, opened, min(top_k, len(opened.classes)), folder, min_score)
     with reporter.progress("predicting", asked.total, "images") as advance:
@@ -198,6 +199,8 @@ def _check(top_k: int, min_score: float, batch_size: int, sort: str | Path | Non
         raise UsageError(f"{wrong}: give a whole number of at least 1")
     if not 0 <= min_score <= 1:
         raise UsageError(f"{option('min-score', min_score)}: give a number from 0 to 1")
+    if sort is not None:
+        check_place(sort, links=link)
     if link and sort is None:
         raise UsageError(f"{option('link', True)} says how {option('sort', 'FOLDER')} puts pictures there: give both")
 

@@ -103,7 +103,7 @@ def predict_saved_model(
         **inputs,
         **(extra or {}),
     }
-    answer = run_apart("saved_model", request, advance=advance)
+    answer = _without_flagged(run_apart("saved_model", request, advance=advance), signature)
     count = len(inputs["files"]) if "files" in inputs else len(np.load(inputs["array"], mmap_mode="r"))
     names = tuple(labels or classes)
     row = signature.output("scores")
@@ -115,6 +115,25 @@ def predict_saved_model(
             raise CheckpointError(f"{folder}: its output {row.name} {error}") from error
         answer, kind = replace(answer, outputs={**answer.outputs, row.name: pairs}), "probabilities"
     return interpret(answer, signature, names, tuple(classes), count, kind=kind, shares=shares)
+
+
+def _without_flagged(answer: Answer, signature: Signature) -> Answer:
+    """Returns an answer without the images that the model itself calls unreadable; they are in `failed`.
+
+    Its other outputs for them are no answers: scores of 0 would name the first class.
+    """
+    named = signature.output("error")
+    if named is None or not len(answer.indices):
+        return answer
+    reasons = [text.decode("utf-8", "replace") for text in np.ravel(answer.outputs[named.name])]
+    good = np.array([not reason for reason in reasons])
+    flagged = {int(row): reason for row, reason in zip(answer.indices, reasons, strict=True) if reason}
+    return replace(
+        answer,
+        outputs={name: values[good] for name, values in answer.outputs.items()},
+        indices=answer.indices[good],
+        failed={**answer.failed, **flagged},
+    )
 
 
 def to_pairs(given: np.ndarray, head: Head | None, operation: str, *, shares: bool = True) -> np.ndarray:

@@ -183,7 +183,7 @@ def export(
         top_k=top_k,
         embeddings=embeddings,
         on_bad_image=on_bad_image,
-        like=str(like) if like is not None else None,
+        like=here(like, reporter) if like is not None else None,
         like_pixels=like_pixels,
         quantize=quantize,
         optimizer=optimizer,

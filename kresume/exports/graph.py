@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from kresume.errors import ModelError
 from kresume.images import inputs
-from kresume.images.containers import webp_with_alpha
+from kresume.images.containers import GIF_MARK, full_frame, webp_with_alpha
 from kresume.images.decode_graph import pixels, resize
 from kresume.images.tf_data import without_autotuner
 from kresume.runtimes.signatures import Input
@@ -29,7 +29,8 @@ OnBadImage = Literal["error", "flag"]
 
 UNKNOWN = "not a JPEG, PNG, GIF, BMP or WebP file"
 BROKEN = (
-    "cannot be decoded: truncated, damaged, or of a kind that TensorFlow does not decode (animated WebP, packed BMP)"
+    "cannot be decoded: truncated, damaged, or of a kind that TensorFlow does not decode (animated WebP, packed BMP, "
+    "a GIF whose first frame is not its whole screen)"
 )
 SMALLEST = 1e-30
 DECODERS = 8
@@ -213,7 +214,7 @@ def decode_batch(image_bytes: Any, spec: DecodeSpec, *, examine: bool) -> tuple[
         image_bytes: `(batch,) tf.string`.
         spec: the target size and resizing.
         examine: True tries every file beforehand, which decodes each file twice. False skips this for a single file
-            that begins and ends like an image, because it takes longer than the decoding. If such a file is damaged in
+            (no GIF) that begins and ends like an image, because it takes longer than the decoding. If it is damaged in
             the middle, the request fails with TensorFlow's own message; its operation is named
             `image_bytes_0_cannot_be_decoded`.
 
@@ -262,7 +263,7 @@ def _begins_as(image_bytes: Any) -> Any:
 def _looks_whole(image_bytes: Any) -> Any:
     """Tests whether each file begins and ends as its format requires; returns `(batch,) bool`.
 
-    A whole file with trailing bytes fails the test.
+    A whole file with trailing bytes fails the test, and so does a GIF: its ends do not tell that its frame is the screen.
     """
     import tensorflow as tf
 
@@ -270,7 +271,7 @@ def _looks_whole(image_bytes: Any) -> Any:
         length = tf.minimum(tf.strings.length(image_bytes), len(magic))
         return tf.equal(tf.strings.substr(image_bytes, -length, length), magic)
 
-    jpeg, png, gif, bmp, webp = tf.unstack(_begins_as(image_bytes))
+    jpeg, png, _, bmp, webp = tf.unstack(_begins_as(image_bytes))
     # BMP and WebP store their length in the header.
     head = tf.io.decode_raw(tf.strings.substr(tf.strings.join([image_bytes, "            "]), 0, 12), tf.uint8)
     said = tf.cast(tf.reshape(head, (-1, 12)), tf.int32)
@@ -282,7 +283,6 @@ def _looks_whole(image_bytes: Any) -> Any:
     return (
         (jpeg & ends(b"\xff\xd9"))
         | (png & ends(b"IEND\xaeB`\x82"))
-        | (gif & ends(b";"))
         | (bmp & (length >= little(2)))
         | (webp & (length >= little(4) + 8))
     )
@@ -293,10 +293,11 @@ def _examine(image_bytes: Any) -> Any:
     import tensorflow as tf
 
     alpha = webp_with_alpha(image_bytes)
-    decoded = _decodable(tf.where(alpha, BLACK, image_bytes), 3)
+    sizes = _decoded_sizes(tf.where(alpha, BLACK, image_bytes), 3)
+    decoded = (sizes[:, 0] > 0) & _shows_whole(image_bytes, sizes)
     decoded &= tf.cond(
         tf.reduce_any(alpha),
-        lambda: _decodable(tf.where(alpha, image_bytes, BLACK), 4),
+        lambda: _decoded_sizes(tf.where(alpha, image_bytes, BLACK), 4)[:, 0] > 0,
         lambda: tf.ones_like(alpha),
     )
     problems = tf.where(tf.reduce_any(_begins_as(image_bytes), axis=0), BROKEN, UNKNOWN)
@@ -304,8 +305,33 @@ def _examine(image_bytes: Any) -> Any:
     return tf.where(decoded, "", problems)
 
 
-def _decodable(image_bytes: Any, channels: int) -> Any:
-    """Tests which files can be decoded; returns `(batch,) bool`.
+def _shows_whole(image_bytes: Any, sizes: Any) -> Any:
+    """Tests whether each GIF was decoded to its first frame on its screen; returns `(batch,) bool`.
+
+    Args:
+        image_bytes: `(batch,) tf.string`.
+        sizes: the sizes as decoded, `(batch, 2) int32`.
+
+    Returns:
+        True for a file of another format.
+    """
+    import tensorflow as tf
+
+    is_gif = tf.equal(tf.strings.substr(image_bytes, 0, len(GIF_MARK)), GIF_MARK)
+
+    def frames() -> Any:
+        return tf.map_fn(
+            lambda item: tf.cond(item[0], lambda: full_frame(item[1]), lambda: tf.zeros(2, tf.int32)),
+            (is_gif, image_bytes),
+            fn_output_signature=tf.TensorSpec((2,), tf.int32),
+        )
+
+    shown = tf.cond(tf.reduce_any(is_gif), frames, lambda: sizes)
+    return ~is_gif | tf.reduce_all(tf.equal(shown, sizes), axis=1)
+
+
+def _decoded_sizes(image_bytes: Any, channels: int) -> Any:
+    """Decodes each file; returns `(batch, 2) int32`, height and width, zeros where it cannot be decoded.
 
     Only a dataset can catch the failure of an operation in a graph. Its function has a single operation, because it is
     instantiated again for each request.
@@ -318,13 +344,14 @@ def _decodable(image_bytes: Any, channels: int) -> Any:
 
     def attempt(index: Any, encoded: Any) -> Any:
         image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
-        return index, tf.shape(image)[0]  # an unused image would not be decoded at all
+        return index, tf.shape(image)[:2]  # an unused image would not be decoded at all
 
     data = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate().map(attempt, num_parallel_calls=DECODERS)
     data = data.ignore_errors(log_warning=False).batch(tf.maximum(count, 1))
     data = without_autotuner(data).with_options(options)
-    good, _ = data.reduce((tf.zeros((0,), tf.int64), tf.zeros((0,), tf.int32)), lambda _, *batch: batch[0])
-    return tf.scatter_nd(good[:, None], tf.ones_like(good), count[None]) > 0
+    nothing = (tf.zeros((0,), tf.int64), tf.zeros((0, 2), tf.int32))
+    good, sizes = data.reduce(nothing, lambda _, *batch: batch)
+    return tf.scatter_nd(good[:, None], sizes, tf.stack([count, 2]))
 
 
 def refuse(images: Any, errors: Any) -> Any:

@@ -209,8 +209,8 @@ with it from then on, and unloads the old one, without a restart. To roll back, 
 {signatures}
 
 Labels, in the order of `scores`: {shown} (`{made.name}/assets/labels.txt`). `labels` are the best ones, best first.
-JPEG, PNG, GIF (first frame), BMP and WebP are decoded in the graph, rotated by their EXIF orientation, and prepared by the
-functions that training used. {_bad_images(record)}
+JPEG, PNG, GIF (first frame, if it is the whole screen), BMP and WebP are decoded in the graph, rotated by their EXIF
+orientation, and prepared by the functions that training used. {_bad_images(record)}
 A single file that is damaged in its middle fails with TensorFlow's own message.
 {_sizes(record)}
 ## Send a request

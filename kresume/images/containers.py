@@ -1,7 +1,8 @@
-"""Reads what JPEG, PNG and WebP files store beside their pixels, with TensorFlow operations.
+"""Reads what JPEG, PNG, WebP and GIF files store beside their pixels, with TensorFlow operations.
 
     orientation(encoded)            # scalar int32 from 1 to 8, the EXIF orientation
     webp_with_alpha(encoded)        # (n,) bool
+    full_frame(encoded)             # (2,) int32, height and width
     jpeg_bits(data)                 # 12
 
 TensorFlow's decoders ignore this. As operations of a graph the same code runs in training and in a served model.
@@ -17,8 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 ORIENTATION_TAG = 0x0112
-JPEG_MARK, PNG_MARK = b"\xff\xd8\xff", b"\x89PNG"
+JPEG_MARK, PNG_MARK, GIF_MARK = b"\xff\xd8\xff", b"\x89PNG", b"GIF8"
 EXIF_MARK = b"Exif\0\0"
+MOST_BLOCKS = 2**14
+"""Blocks before the first frame of a GIF that are walked: 4 MB of metadata. A damaged file may have any number."""
 
 
 @dataclass(frozen=True)
@@ -248,3 +251,42 @@ def webp_with_alpha(encoded: Any) -> Any:
     extended = says(12, b"VP8X") & tf.equal(bits(20, 0x12), 0x10)  # the alpha flag is set, the animation flag is not
     lossless = says(12, b"VP8L") & tf.equal(bits(24, 0x10), 0x10)
     return says(0, b"RIFF") & says(8, b"WEBP") & (extended | lossless)
+
+
+def full_frame(encoded: Any) -> Any:
+    """Reads the size of a GIF's first frame if it covers the logical screen.
+
+    TensorFlow's canvas is not the logical screen, but as large as the largest frame, and it is black beside the first frame.
+
+    Args:
+        encoded: scalar `tf.string`.
+
+    Returns:
+        `(2,) int32`, height and width; zeros if the frame leaves a part of the screen free, or is not found.
+
+    Source: GIF89a specification, sections 15 to 26.
+    """
+    import tensorflow as tf
+
+    file = _file(encoded)
+    flags = file.part(tf.constant(10), 1)[0]
+    colours = tf.where(flags >= 128, 3 * tf.bitwise.left_shift(2, flags % 8), 0)
+
+    def body(position: Any, inside: Any, found: Any) -> tuple[Any, Any, Any]:
+        # `inside` is True at a sub-block of an extension. It begins with its length; that of the last one is 0.
+        value = file.part(position, 1)[0]
+        is_extension, is_frame = tf.equal(value, 0x21), tf.equal(value, 0x2C)
+        following = tf.where(inside, position + 1 + value, tf.where(is_extension, position + 2, file.size))
+        return following, tf.where(inside, value > 0, is_extension), tf.where(~inside & is_frame, position, found)
+
+    _, _, found = tf.while_loop(
+        lambda position, inside, found: tf.equal(found, 0) & (position < file.size),
+        body,
+        (13 + colours, tf.constant(False), tf.constant(0)),
+        maximum_iterations=MOST_BLOCKS,
+    )
+    screen = tf.stack([file.little(8, 2), file.little(6, 2)])
+    corner = tf.stack([file.little(found + 3, 2), file.little(found + 1, 2)])
+    size = tf.stack([file.little(found + 7, 2), file.little(found + 5, 2)])
+    covers = (found > 0) & tf.reduce_all(tf.equal(corner, 0) & (size >= screen))
+    return tf.where(covers, size, 0)

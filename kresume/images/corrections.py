@@ -7,7 +7,6 @@ hashes, nowhere = hashes_in(read_drop("drop.txt"), remembered, prepared)
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared
 from kresume.images.sources.moves import Moves
 from kresume.spelling import option
-from kresume.storage import locations
+from kresume.storage import locations, one_file
 from kresume.values.decode_spec import spec_of_key
 
 
@@ -73,12 +72,11 @@ def read_drop(file: str | None) -> frozenset[str]:
     """
     if file is None:
         return frozenset()
-    path = Path(file)
-    if not path.is_file():
+    if not one_file.is_file(file):
         raise UsageError(
             f"{option('drop', file)}: the file does not exist; give a file with a path or a SHA-256 per line"
         )
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+    lines = [line.strip() for line in one_file.read_text(file).split("\n")]
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
         raise UsageError(f"{option('drop', file)}: the file is empty; expected a path or a SHA-256 per line")

@@ -21,7 +21,7 @@ import numpy as np
 from kresume.errors import ImagesError
 from kresume.images.containers import JPEG_MARK
 from kresume.images.decode_graph import decoder, resizer
-from kresume.images.headers import Header, open_picture, read_header
+from kresume.images.headers import Header, open_picture, read_header, stored_size
 from kresume.images.manifest import Manifest
 from kresume.storage.damage import reason
 from kresume.values.decode_spec import DecodeSpec
@@ -181,15 +181,24 @@ def _check_strips(image: Any) -> None:
     Raises:
         ImagesError: they do not.
     """
+    width, height = stored_size(image)
     right, below = (max((extent[side] for _, extent, *_ in image.tile), default=0) for side in (2, 3))
-    if right < image.width or below < image.height:
-        raise ImagesError(
-            f"it is damaged: it says {image.width}x{image.height} pixels and holds {right}x{below} of them"
-        )
+    if right < width or below < height:
+        raise ImagesError(f"it is damaged: it says {width}x{height} pixels and holds {right}x{below} of them")
+
+
+def _first_frame(image: Any) -> np.ndarray:
+    """Returns the first frame of a GIF on its screen.
+
+    Transparent pixels are black, as TensorFlow decodes them.
+    """
+    pixels = np.array(image.convert("RGBA"))
+    pixels[pixels[..., 3] == 0] = 0
+    return pixels[..., :3]
 
 
 def _pillow_pixels(data: bytes) -> np.ndarray:
-    """Decodes with Pillow what TensorFlow cannot: TIFF, 1-bit BMP, animated WebP and others."""
+    """Decodes with Pillow what TensorFlow cannot: TIFF, 1-bit BMP, animated WebP, some GIFs and others."""
     from PIL import ImageOps
 
     image = open_picture(data)
@@ -203,6 +212,9 @@ def _pillow_pixels(data: bytes) -> np.ndarray:
                 raise ImagesError(
                     "its pixels are floating-point numbers, whose range is unknown: save it with 8 or 16 bits per channel"
                 )
+            if image.format == "GIF":
+                return _first_frame(image)
+            # Pillow has turned a TIFF as it was loaded and removed its orientation: this does not turn it again.
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):
                 # 16 bits: keep the upper eight, as TensorFlow does for PNG.

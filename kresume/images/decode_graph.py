@@ -14,7 +14,15 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from kresume.images.containers import JPEG_MARK, has_palette, looked_up, orientation, webp_with_alpha
+from kresume.images.containers import (
+    GIF_MARK,
+    JPEG_MARK,
+    full_frame,
+    has_palette,
+    looked_up,
+    orientation,
+    webp_with_alpha,
+)
 from kresume.values.decode_spec import DecodeSpec
 
 
@@ -22,7 +30,7 @@ def pixels(encoded: Any, spec: DecodeSpec, *, exif: bool = True) -> Any:
     """Decodes and resizes one image inside a TensorFlow graph.
 
     Args:
-        encoded: scalar `tf.string` with a JPEG, PNG, GIF (first frame), BMP or WebP file.
+        encoded: scalar `tf.string` with a JPEG, PNG, GIF (first frame, if it is the whole screen), BMP or WebP file.
         spec: the target size and how to reach it.
         exif: False skips the search for an orientation, for bytes that are known to have none.
 
@@ -127,10 +135,18 @@ def _other(encoded: Any) -> Any:
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         return tf.cond(has_palette(encoded), lambda: looked_up(encoded, image), lambda: image)
 
+    def gif() -> Any:
+        # Fails unless the first frame is the whole picture: TensorFlow would cut it, move it or add black.
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        return tf.reshape(image, tf.concat([full_frame(encoded), [3]], 0))
+
+    def other() -> Any:
+        return tf.cond(tf.equal(tf.strings.substr(encoded, 0, len(GIF_MARK)), GIF_MARK), gif, plain)
+
     image = tf.cond(
         webp_with_alpha(encoded[None])[0],
         lambda: tf.io.decode_image(encoded, channels=4, expand_animations=False)[..., :3],
-        plain,
+        other,
     )
     image.set_shape([None, None, 3])
     return image

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 100_000_000
+IMAGE_WIDTH, IMAGE_LENGTH = 256, 257
+"""Tags of a TIFF."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
         ImagesError: if the format is unknown, the size is not positive, or there are more than `max_pixels` pixels.
     """
     with open_picture(data) as image:
-        width, height = image.size
+        width, height = stored_size(image)
         if width * height > max_pixels:
             raise ImagesError(f"{width:,} x {height:,} pixels are more than the limit of {max_pixels:,}")
         if width < 1 or height < 1:
@@ -56,6 +58,17 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
         # Pillow has read everything before the pixels of a JPEG. Other formats may store EXIF data after the pixels.
         exif = "exif" in image.info if data.startswith(JPEG_MARK) else b"eXIf" in data or b"EXIF" in data
         return Header(width, height, image.format or "", exif)
+
+
+def stored_size(image: Image) -> tuple[int, int]:
+    """Returns width and height in pixels before EXIF orientation.
+
+    Pillow swaps those of a TIFF when it opens the file.
+    """
+    if image.format != "TIFF":
+        return image.size
+    width, height = (image.tag_v2[tag] for tag in (IMAGE_WIDTH, IMAGE_LENGTH))  # type: ignore[attr-defined]
+    return width, height
 
 
 def open_picture(data: bytes) -> Image:

@@ -10,7 +10,6 @@ already is not put there again, so a picture that somebody moved to the right cl
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,10 +19,10 @@ from pathlib import Path
 from kresume.addresses import is_remote
 from kresume.errors import ImagesError, UsageError
 from kresume.images.read_ahead import Read
+from kresume.images.sorted_places import place_of
 from kresume.images.sources.found import Found
 from kresume.images.sources.names import NOT_PICTURES, UNSURE, ending, hidden
 from kresume.spelling import option
-from kresume.storage import atomic
 
 NAME_BYTES = 200
 """Longest name of a file that is put, in bytes; file systems allow 255."""
@@ -44,7 +43,7 @@ class SortedFolder:
     """A folder with one folder per class, and one for pictures that the model is not sure of.
 
     Attributes:
-        path: the folder.
+        path: the folder, or its address.
         classes: the names of the classes.
         links: True links files instead of copying them: a hard link, or a symbolic one to another drive.
         counts: pictures that were put, by folder.
@@ -52,22 +51,23 @@ class SortedFolder:
         symbolic: pictures of which only a symbolic link was possible.
     """
 
-    path: Path
+    path: str | Path
     classes: Sequence[str]
     links: bool = False
     counts: dict[str, int] = field(default_factory=dict)
     doubles: int = 0
     symbolic: int = 0
-    _known: set[bytes] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self._place = place_of(self.path)
+        self.path = self._place.path
         wrong = [name for name in self.classes if not _is_folder_name(name)]
         if wrong:
             raise UsageError(
                 f"{option('sort', str(self.path))}: {wrong[0]!r} is a class whose name cannot be that of a folder; leave "
                 f"{option('sort')} out and use the table of predictions"
             )
-        if self.path.exists() and not self.path.is_dir():
+        if isinstance(self.path, Path) and self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{option('sort', str(self.path))} is a file: give a folder, existing or new")
         lower = {name.lower() for name in self.classes}
         self.unsure = next(name for name in _names("unsure") if name not in lower)
@@ -79,19 +79,13 @@ class SortedFolder:
             ImagesError: the folder cannot be written.
         """
         try:
-            for name in (*self.classes, self.unsure):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
-            mark = self.path / self.unsure / UNSURE
-            if not mark.exists():
-                mark.write_text("kresume leaves this folder out where it reads class folders.\n", encoding="utf-8")
+            self._place.prepare((*self.classes, self.unsure), f"{self.unsure}/{UNSURE}")
         except OSError as error:
-            raise ImagesError(f"{self.path} cannot be written ({error.strerror}): give another folder") from error
-        for folder, _, names in os.walk(self.path):
-            for name in names:
-                if name != UNSURE and not name.startswith(atomic.TEMPORARY_PREFIX):
-                    self._known.add(_digest(os.path.join(folder, name)))
+            raise ImagesError(
+                f"{self.path} cannot be written ({error.strerror or error}): give another folder"
+            ) from error
 
-    def put(self, read: Read, label: str | None) -> Path | None:
+    def put(self, read: Read, label: str | None) -> str | Path | None:
         """Puts a picture into the folder of a class.
 
         Args:
@@ -106,47 +100,32 @@ class SortedFolder:
         """
         if read.data is None or not isinstance(read.item, Found):
             raise ValueError("the bytes of a picture that is sorted are kept")
-        content = bytes.fromhex(read.sha256)
-        if content in self._known:
-            self.doubles += 1
-            return None
-        name = label if label is not None else self.unsure
-        folder = self.path / name
+        folder = label if label is not None else self.unsure
         try:
-            folder.mkdir(exist_ok=True)
-            target = self._free(folder, _file_name(read), read.sha256)
-            if not (self.links and self._link(read.item, target)):
-                with atomic.new_file(target) as temporary:
-                    temporary.write_bytes(read.data)
-                    os.utime(temporary, ns=(read.item.mtime_ns, read.item.mtime_ns))
+            if self._place.holds(read.sha256, len(read.data)):
+                self.doubles += 1
+                return None
+            name = self._free(folder, _file_name(read), read.sha256)
+            if self.links and _is_file_of_its_own(read.item):
+                self.symbolic += self._place.link(name, read.item.path, read.sha256)
+            else:
+                self._place.write(name, read.data, read.sha256, read.item.mtime_ns)
         except OSError as error:
             raise ImagesError(
-                f"{folder} cannot be written ({error.strerror or error}): make room, and run the same command again; what is "
-                "there already is not copied again"
+                f"{self._place.at(folder)} cannot be written ({error.strerror or error}): make room, and run the same command "
+                "again; what is there already is not copied again"
             ) from error
-        self._known.add(content)
-        self.counts[name] = self.counts.get(name, 0) + 1
-        return target
+        self.counts[folder] = self.counts.get(folder, 0) + 1
+        return self._place.at(name)
 
-    def _free(self, folder: Path, name: str, sha256: str) -> Path:
-        """Returns a path that does not exist: the picture's own name, else with a part of its hash."""
+    def _free(self, folder: str, name: str, sha256: str) -> str:
+        """Returns a name that is not taken: the picture's own, else with a part of its hash."""
         stem, kind = os.path.splitext(name)
         for length in (0, 8, 16, 64):
-            path = folder / (f"{stem}-{sha256[:length]}{kind}" if length else name)
-            if not os.path.lexists(path):
-                return path
+            free = f"{folder}/{stem}-{sha256[:length]}{kind}" if length else f"{folder}/{name}"
+            if not self._place.is_taken(free):
+                return free
         raise FileExistsError(f"{name} and its names with a hash exist")
-
-    def _link(self, found: Found, target: Path) -> bool:
-        """Links a file; returns False for a member of an archive or a remote file, which is copied."""
-        if found.length >= 0 or found.coding or is_remote(found.path):
-            return False
-        try:
-            os.link(os.path.realpath(found.path), target)
-        except OSError:
-            os.symlink(os.path.realpath(found.path), target)
-            self.symbolic += 1
-        return True
 
     def __str__(self) -> str:
         done = sum(self.counts.values())
@@ -159,6 +138,11 @@ class SortedFolder:
         if self.symbolic:
             parts.append(f"{self.symbolic:,} are symbolic links, because their files are on another drive")
         return "; ".join(parts)
+
+
+def _is_file_of_its_own(found: Found) -> bool:
+    """Returns False for a member of an archive and a remote file, which are copied."""
+    return found.length < 0 and not found.coding and not is_remote(found.path)
 
 
 def _names(first: str) -> Iterator[str]:
@@ -191,11 +175,3 @@ def _file_name(read: Read) -> str:
     while len(f"{stem}{kind}".encode()) > NAME_BYTES:
         stem = stem[:-1]
     return f"{stem}{kind}"
-
-
-def _digest(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError:  # a link to a file that is gone
-        return b""

@@ -230,6 +230,24 @@ def held_for(held: Mapping[str, np.ndarray], before: str, now: str) -> dict[str,
     return found | {f"{kind}|{place}": array for kind, place, array in split if kind == BEGAN and place in moments}
 
 
+def regrouped(held: Mapping[str, np.ndarray], before: int, now: int, frozen_at: int) -> dict[str, np.ndarray]:
+    """Returns held slots that continue at their update with another number of batches per update.
+
+    Args:
+        held: what `held_slots` or `held_for` returned.
+        before: batches per update while their weights trained.
+        now: those of the optimizer that will train.
+        frozen_at: the optimizer's iterations when they were frozen.
+    """
+    if before == now:
+        return dict(held)
+    places = {name.partition("|")[2] for name in held}
+    updates = {place: (frozen_at - int(held.get(f"{BEGAN}|{place}", 0))) // before for place in places}
+    return dict(held) | {
+        f"{BEGAN}|{place}": np.array(frozen_at - done * now, np.int64) for place, done in updates.items()
+    }
+
+
 def held_longer(
     waiting: Mapping[str, np.ndarray],
     held: Mapping[str, np.ndarray],

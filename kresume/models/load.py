@@ -29,6 +29,7 @@ from kresume.options.given import code_of
 from kresume.options.resolve import as_image_size, as_spec, default_image_size, several
 from kresume.options.settings import DEFAULTS
 from kresume.spelling import option
+from kresume.storage.one_file import require_local
 from kresume.tasks.table import class_count
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
@@ -78,6 +79,8 @@ class Subject:
     interpolation: str | None = None
 
     def __post_init__(self) -> None:
+        for flag, value in (("model", self.model), ("import", self.imports), ("pixels", self.pixels)):
+            require_local(flag, value)
         if self.pixels == "auto":  # the word of `train` for a convention that is found
             object.__setattr__(self, "pixels", None)
 

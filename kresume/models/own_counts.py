@@ -1,4 +1,4 @@
-"""Keeps own step counts for slots that began later than their optimizer.
+"""Keeps own step counts for slots that began at another count than their optimizer.
 
     begin(optimizer, {2: 4_000})       # the slots of the third weight began at iteration 4,000
     scale_to_one_count(optimizer)      # at the end: plain Keras has one count, so the moments are scaled to fit it
@@ -6,11 +6,14 @@
 Keras corrects the bias of Adam's zero moments by the optimizer's one count of iterations. Moments that start fresh at a
 high count are hardly corrected, and their first steps are three to six times the rate. So the update of such a weight
 sees the count since its slots began. The schedule, clipping and decay still see the optimizer's count.
+
+That count is one of batches. With another number of batches per update (gradient accumulation) the updates that it stands for
+are others, so the slots continue at their own, as if they had begun at a count that may be negative.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,11 +46,15 @@ def counts_of(optimizer: Any) -> dict[int, int]:
     return {} if optimizer is None else dict(vars(inner(optimizer)).get("_own_counts", {}))
 
 
+def batches_of(optimizer: Any) -> int:
+    """Returns the number of batches whose gradients make one update."""
+    return inner(optimizer).gradient_accumulation_steps or 1
+
+
 def count_of(optimizer: Any) -> int:
     """Returns the optimizer's count of batches, rounded down to the last whole update."""
-    inside = inner(optimizer)
-    count = int(live_state.host_array(inside._iterations.value))
-    return count - count % (inside.gradient_accumulation_steps or 1)
+    count = int(live_state.host_array(inner(optimizer)._iterations.value))
+    return count - count % batches_of(optimizer)
 
 
 def begin(optimizer: Any, counts: Mapping[int, int]) -> None:
@@ -61,7 +68,7 @@ def begin(optimizer: Any, counts: Mapping[int, int]) -> None:
     attributes = vars(inside)  # bypasses Keras's and TensorFlow's attribute tracking: this is not state to save
     attributes.pop("update_step", None)
     attributes.pop("_own_counts", None)
-    counts = {index: since for index, since in counts.items() if since > 0}
+    counts = {index: since for index, since in counts.items() if since}
     if not counts or type(inside).__name__ in UNCOUNTED:
         return
     attributes["_own_counts"] = counts
@@ -75,6 +82,29 @@ def begin(optimizer: Any, counts: Mapping[int, int]) -> None:
             return plain(gradient, variable, learning_rate)
 
     attributes["update_step"] = update_step
+
+
+def carried(old: Any, new: Any, places: Sequence[int | None]) -> dict[int, int]:
+    """Returns the counts that slots need in another optimizer, so that each continues at its update.
+
+    Args:
+        old: the optimizer that has the slots.
+        new: built, with the same count of iterations; it may add up the gradients of another number of batches.
+        places: index in `old` of each weight of `new`; None for one that `old` does not have.
+
+    Returns:
+        Index of a weight of `new` -> iteration count at which its slots began.
+    """
+    counted = counts_of(old)
+    one, other = batches_of(old), batches_of(new)
+    if one == other:
+        return {index: counted[place] for index, place in enumerate(places) if place in counted}
+    now, then = count_of(old), count_of(new)
+    return {
+        index: then - (now - counted.get(place, 0)) // one * other
+        for index, place in enumerate(places)
+        if place is not None
+    }
 
 
 @contextmanager
@@ -102,7 +132,7 @@ def _product(optimizer: Any, done: Any) -> Any:
 def scale_to_one_count(optimizer: Any) -> None:
     """Scales late moments to fit the optimizer's one count, and removes their own counts."""
     inside, counts = inner(optimizer), counts_of(optimizer)
-    now, steps = count_of(optimizer), inside.gradient_accumulation_steps or 1
+    now, steps = count_of(optimizer), batches_of(optimizer)
     for attribute, setting in CORRECTED.get(type(inside).__name__, {}).items():
         beta, listed = float(getattr(inside, setting)), getattr(inside, attribute, None) or ()
         for index, since in counts.items():

@@ -22,6 +22,10 @@ EXCEEDING = frozenset({"bicubic", "lanczos3", "lanczos5", "mitchellcubic"})
 PADDED = ("pad_to_aspect_ratio=True",)
 RESIZES = {"stretch": (), "crop": ("crop_to_aspect_ratio=True",), "pad": PADDED, "keraspad": PADDED}
 MOST_CLASSES = 100
+SHRINKS = (
+    "averages all pixels of a JPEG, which shrank as it was decoded in training, so some answers differ (kerasarea resizes as "
+    "it does)"
+)
 
 
 def feeding_line(card: Card, *, rows: bool = False, short: bool = False, shrinks: bool = False) -> str:
@@ -55,7 +59,7 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False, shrinks
     others = [pads] if card.resize == "pad" else []
     others += ["leaves the range 0 to 255 at edges"] if card.interpolation in EXCEEDING else []
     others += ["has no antialiasing"] if card.interpolation == "antialias" else []
-    others += ["averages all pixels of a JPEG, which shrank as it was decoded in training"] if shrinks else []
+    others += [SHRINKS] if shrinks else []
     near = f"  # nearly: Keras's loader {' and '.join(others)}" if others else ""
     return f"keras.utils.image_dataset_from_directory({', '.join(words)}){mapped}{near}"
 

@@ -184,8 +184,7 @@ def carry(old: Any, new: Any, fit: Fit | None = None) -> tuple[list[str], list[s
         _copy(source, target)
     if type(inner(old)) is type(inner(new)):
         _carry_rest(inner(old), inner(new))
-    counted = own_counts.counts_of(old)
-    counts = {index: counted[place] for index, place in enumerate(places) if place in counted}
+    counts = own_counts.carried(old, new, places)
     if not set(kept) - KEPT_APART:  # every moment starts fresh and counts from here; the schedule continues
         counts = dict.fromkeys(range(len(inner(new)._trainable_variables)), own_counts.count_of(new))
     own_counts.begin(new, counts)

@@ -28,7 +28,8 @@ from kresume.models.torch_layout import Conversion, convert
 from kresume.models.torch_order import in_order
 from kresume.models.torch_units import COUNTER, Module, Unit, keras_units, pair, torch_modules
 from kresume.spelling import option
-from kresume.storage import atomic, yaml_text
+from kresume.staging.output import output_file
+from kresume.storage import atomic, one_file, yaml_text
 from kresume.values.state import TrainState
 
 SHORTCUT = re.compile(r"(^|[._])(downsample|shortcut|skip|identity|residual)([._\d]|$)", re.IGNORECASE)
@@ -86,7 +87,8 @@ def to_model(
     given = _read_map(map_file, units, weights) if map_file is not None else {}
     proposal = _propose(modules, units, weights, given, bool(state.records.get("ordered", True)))
     if map_out is not None:
-        _write_map(Path(map_out), proposal, state.source)
+        with output_file(map_out) as path:
+            _write_map(path, proposal, state.source)
     if proposal.unsure:
         message, rows = _uncertain(proposal, state.source)
         reason = torch_rewritten.explain(weights)
@@ -324,11 +326,11 @@ def _read_map(file: str, units: Sequence[Unit], arrays: Mapping[str, np.ndarray]
     Raises:
         UsageError: the file is no map, or an entry does not fit; the message suggests the nearest name.
     """
-    path, given = Path(file), option("map", file)
-    if not path.is_file():
+    given = option("map", file)
+    if not one_file.is_file(file):
         raise UsageError(f"{given}: the file does not exist")
     try:
-        value = yaml_text.read(path.read_text(encoding="utf-8"), given)
+        value = yaml_text.read(one_file.read_text(file), given)
     except UnicodeDecodeError as error:
         raise UsageError(f"{given}: this is not text in UTF-8 ({error})") from error
     if not isinstance(value, Mapping):

@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kresume.addresses import BUCKETS, MUST_BE_HERE, begins_as_address
+
 
 @dataclass(frozen=True)
 class Range:
@@ -28,10 +30,10 @@ ABOVE_0 = Range(lambda value: 0 < value < float("inf"), "give a number above 0")
 SHARE = Range(lambda value: 0 <= value <= 1, "give a number from 0 to 1")
 BELOW_1 = Range(lambda value: 0 <= value < 1, "give a number from 0 to below 1")
 SEED = Range(lambda value: 0 <= value < 2**32, f"give a whole number from 0 to {2**32 - 1:,}")
-LOCAL = Range(
-    lambda value: "://" not in value,
-    "this must be on this machine or on a mounted drive; runs, checkpoints and images may also be in a bucket. Copy it here "
-    "first, or mount it",
+LOCAL = Range(lambda value: not begins_as_address(value), MUST_BE_HERE)
+FOLDER_OR_SERVER = Range(
+    lambda value: not value.lower().startswith(BUCKETS),
+    f"{MUST_BE_HERE}, or give the address of a server of MLflow",
 )
 
 
@@ -44,7 +46,7 @@ class About:
         daily: True if `--help` lists it, too.
         metavar: the word for its value in the help.
         flag: its flag, where that is not the field's name with dashes.
-        range: the values that it may have; None for any of its type.
+        range: the values that it may have, of several each; None for any of its type.
         inherited: True if a child run uses the parent's value where the command gives none.
         held: True if the checkpoint itself holds the value, so that without one the parent's stays.
         may_differ: True if the command that continues an interrupted run may give another value.

@@ -81,7 +81,9 @@ def _words(value: Any) -> str:
 def _value(name: str, config: TrainConfig) -> Any:
     if name == "imports":  # a child imports the file of its parent's --model
         return list(code_of(given(config))) or None
-    default = None if name == "monitor" else getattr(DEFAULTS, name, None)  # used only where something monitors
-    value = given(config).get(name, default)
+    # The default monitor is used only where something monitors, and the default share only without validation images.
+    unused = name == "monitor" or (name == "val_split" and config.val is not None)
+    default = getattr(DEFAULTS, name, None)
+    value = given(config).get(name, None if unused else default)
     # 0 switches a share off that is 0 by default; a gate of 0 points is on.
     return None if value is False or (value == 0 and isinstance(value, float) and default is not None) else value

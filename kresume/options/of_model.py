@@ -20,6 +20,7 @@ class ModelOptions(Options):
         MODEL,
         daily=True,
         metavar="SPEC",
+        range=LOCAL,
     )
     map: str | None = option_of(
         "YAML file that says which array of a PyTorch state dict fills which variable; its entries win over matches by name, "
@@ -38,6 +39,7 @@ class ModelOptions(Options):
         MODEL,
         metavar="FILE",
         flag="--import",
+        range=LOCAL,
         inherited=True,
         held=True,
         may_differ=True,
@@ -63,6 +65,7 @@ class ModelOptions(Options):
         "checkpoint on old images.",
         MODEL,
         metavar="NAME",
+        range=LOCAL,
         inherited=True,
         held=True,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from kresume.options.about import AT_LEAST_0, AT_LEAST_1, LOCAL, Options, option_of
+from kresume.options.about import AT_LEAST_0, AT_LEAST_1, FOLDER_OR_SERVER, LOCAL, Options, option_of
 
 OUTPUT, GATES, MACHINE = "The run", "Gates", "Machine"
 
@@ -64,6 +64,7 @@ class RunOptions(Options):
         "--mlflow=FOLDER or --mlflow=http://HOST:PORT. A child run does the same; --mlflow=off ends it.",
         OUTPUT,
         metavar="[=URI]",
+        range=FOLDER_OR_SERVER,
         inherited=True,
         may_differ=True,
         bare=True,

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, KeysView, Mapping, Sequence, Set
 from numbers import Real
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
+from kresume.addresses import as_address
 from kresume.class_names import join_classes, names_of, read_classes
 from kresume.errors import NothingNew, UsageError
 from kresume.options.lookup import INHERITED, about, flag_of
@@ -22,7 +22,7 @@ from kresume.options.neighbours import nearest
 from kresume.options.settings import DEFAULT_MLFLOW, DEFAULTS
 from kresume.options.table import TrainConfig
 from kresume.spelling import counted, in_python, option
-from kresume.storage import yaml_text
+from kresume.storage import one_file, yaml_text
 
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """Words that turn a switch on or off, in YAML and in Pydantic."""
@@ -92,7 +92,7 @@ def path_of(checkpoint: Any) -> str:
         UsageError: it is neither a path nor a run.
     """
     if isinstance(checkpoint, (str, os.PathLike)):
-        return os.fspath(checkpoint)
+        return as_address(checkpoint)
     raise UsageError(
         f"a {type(checkpoint).__name__} as the first argument: give the path of a checkpoint; a model in memory is saved "
         "first: model.save('model.keras'), then 'model.keras'"
@@ -244,8 +244,11 @@ def _validated(given: Mapping[str, Any]) -> TrainConfig:
         raise UsageError(f"{_spelled(name, first.get('input'))}: {first['msg']}") from error
     for name in TrainConfig.model_fields:
         value, allowed = getattr(config, name), about(name).range
-        if value is not None and allowed is not None and not allowed.holds(value):
-            raise UsageError(f"{_spelled(name, value)}: {allowed.expected}")
+        if value is None or allowed is None:
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            if not allowed.holds(each):
+                raise UsageError(f"{_spelled(name, each)}: {allowed.expected}")
     cache_limit(config)
     average_of(config)
     _check_without(config)
@@ -300,7 +303,7 @@ def _text(value: Any) -> Any:
     """Returns the command line's form of a path, a number or a switch; anything else unchanged."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return str(value) if isinstance(value, Real) else os.fspath(value) if isinstance(value, os.PathLike) else value
+    return str(value) if isinstance(value, Real) else as_address(value) if isinstance(value, os.PathLike) else value
 
 
 def _kinds(name: str) -> set[Any]:
@@ -335,10 +338,9 @@ def _field(key: str, where: str, shown: Collection[str] = tuple(TrainConfig.mode
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
-    path = Path(file)
-    if not path.is_file():
+    if not one_file.is_file(file):
         raise UsageError(f"--config {file}: there is no such file")
-    value = yaml_text.read(path.read_text(encoding="utf-8"), f"--config {file}")
+    value = yaml_text.read(one_file.read_text(file), f"--config {file}")
     if value is None:
         return {}
     if not isinstance(value, Mapping):

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from kresume import runs
 from kresume.backend import selection
 from kresume.errors import UsageError
 from kresume.images.augment import Augment, augmenter
@@ -26,7 +25,8 @@ from kresume.images.tf_data import without_autotuner
 from kresume.options.resolve import parse_image_size
 from kresume.options.settings import SHEET_SIZE, settings_of
 from kresume.options.table import TrainConfig
-from kresume.reports.data import Scanned
+from kresume.reports.data import Scanned, run_at
+from kresume.staging.output import output_file
 from kresume.storage import atomic
 from kresume.tasks import single_label
 from kresume.tasks.single_label import SINGLE_LABEL
@@ -148,6 +148,7 @@ def sheet_of(scanned: Scanned, options: Mapping[str, Any], path: str) -> int:
 
     Raises:
         UsageError: an option is invalid, or the file is not a `.png`.
+        RunError: its address cannot be written.
     """
     if not path.lower().endswith(".png"):
         raise UsageError(f"--sheet {path}: give a file that ends in .png")
@@ -155,8 +156,8 @@ def sheet_of(scanned: Scanned, options: Mapping[str, Any], path: str) -> int:
         selection.select(None)
     known: dict[str, Any] = {}
     spec = DecodeSpec(SHEET_SIZE, SHEET_SIZE)
-    if len(scanned.sources) == 1 and runs.is_run(scanned.sources[0]):
-        record = runs.open_run(scanned.sources[0]).record
+    if len(scanned.sources) == 1 and (run := run_at(scanned.sources[0])) is not None:
+        record = run.record
         known, spec = dict(record.options), record.card.spec
     asked = {**known, **{name: value for name, value in options.items() if value is not None}}
     if options.get("image_size"):
@@ -164,4 +165,5 @@ def sheet_of(scanned: Scanned, options: Mapping[str, Any], path: str) -> int:
         spec = DecodeSpec(height, width, spec.resize, spec.interpolation)
     settings = settings_of(TrainConfig(**{name: asked.get(name) for name in (*MIXES, "augment", "seed")}))
     augment = augmenter(settings.augment, settings.seed, *(getattr(settings, name) for name in MIXES))
-    return draw_sheet(scanned.manifest, spec, augment, Path(path))
+    with output_file(path) as local:
+        return draw_sheet(scanned.manifest, spec, augment, local)

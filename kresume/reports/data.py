@@ -1,7 +1,7 @@
 """Lists images and counts them: `kresume data scan`, and what `check` and `show` begin with.
 
     scanned = scan(["old/", "new.tar"], reporter)
-    write(scanned, Path("m.parquet"))
+    write(scanned, "m.parquet")
     print(describe(scanned))
 
 Unchanged files are not read again.
@@ -12,12 +12,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kresume import runs
+from kresume.addresses import is_remote
 from kresume.backend import selection
 from kresume.class_names import note_alike
 from kresume.errors import ImagesError
@@ -31,6 +31,9 @@ from kresume.images.sources import Quarantined
 from kresume.images.sources.records import check_features
 from kresume.reporter import Reporter
 from kresume.spelling import counted, in_bytes
+from kresume.staging.fetch import here
+from kresume.staging.output import output_file
+from kresume.storage import one_file
 from kresume.values.decode_spec import DecodeSpec
 
 COMPARED_SIZE = 64
@@ -134,14 +137,16 @@ def scan(
     )
 
 
-def write(scanned: Scanned, path: Path) -> None:
+def write(scanned: Scanned, path: str) -> None:
     """Writes scanned images as a manifest, which can be used as a source.
 
     Raises:
         ImagesError: the file cannot be written.
+        RunError: its address cannot be written.
     """
     try:
-        scanned.manifest.write(path)
+        with output_file(path) as local:
+            scanned.manifest.write(local)
     except OSError as error:
         raise ImagesError(f"-o {path} cannot be written ({error.strerror or error}): give another path") from error
 
@@ -165,11 +170,20 @@ def _without_undecided_splits(manifest: Manifest, decided: set[str], generation:
     return Manifest.from_table(table, manifest.classes)
 
 
-def open_run(path: str) -> Scanned | None:
+def run_at(path: str, reporter: Reporter | None = None) -> runs.Run | None:
+    """Returns the run at a path or an address, None if it is no run; only a run is fetched."""
+    if is_remote(path):
+        if not one_file.is_file(f"{path.rstrip('/')}/{runs.RECORD}"):
+            return None
+        path = here(path, reporter)
+    return runs.open_run(path) if runs.is_run(path) else None
+
+
+def open_run(path: str, reporter: Reporter | None = None) -> Scanned | None:
     """Returns the images of a run, None if `path` is not a run."""
-    if not runs.is_run(path):
+    run = run_at(path, reporter)
+    if run is None:
         return None
-    run = runs.open_run(path)
     return Scanned((path,), manifest_of(run.path), generation=run.generation if run.generation else -1)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kresume.addresses import is_remote, normal, root, stage_of
+from kresume.addresses import as_address, is_remote, normal, root, stage_of
 from kresume.errors import RunError, UsageError
 from kresume.reporter import Reporter
 from kresume.runs import RECORD, move_aside
@@ -79,7 +79,7 @@ def here(path: str | os.PathLike[str], reporter: Reporter | None = None) -> str:
         RunError: the place cannot be read.
         MissingPackage, UsageError: the scheme needs a package, or is unknown.
     """
-    text = os.fspath(path)
+    text = as_address(path)
     if (folder := _known(text)) is not None:
         return str(folder)
     if not is_remote(text):

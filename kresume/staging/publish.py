@@ -14,7 +14,7 @@ import os
 import shutil
 from pathlib import Path
 
-from kresume.addresses import address_of, is_remote, is_stage, normal, stage_of
+from kresume.addresses import address_of, as_address, is_remote, is_stage, normal, stage_of
 from kresume.reporter import Reporter
 from kresume.runs import RECORD
 from kresume.staging.fetch import told
@@ -37,6 +37,7 @@ class Publication:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
+        directory = as_address(directory)
         self.folder = Path(directory)
         self._address = ""
         self._placeholders: dict[str, int] = {}

@@ -26,6 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kresume.addresses import BUCKETS, MUST_BE_HERE
+from kresume.errors import UsageError
+
 TEMPORARY_PREFIX = ".tmp-"
 ABANDONED_SECONDS = 24 * 3600.0
 
@@ -63,8 +66,13 @@ def make_directory(path: Path) -> None:
     """Creates a directory and its missing parents, and flushes the name of each.
 
     Without that, a power cut could remove a new directory with all flushed files in it.
+
+    Raises:
+        UsageError: the path is an address that was taken for a local one: no folder `s3:` is created.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    if any(f"{folder.name}/".lower() in BUCKETS for folder in missing):
+        raise UsageError(f"{path}: {MUST_BE_HERE}")
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
         flush_directory(folder.parent)

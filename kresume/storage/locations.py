@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
-from kresume.addresses import is_remote
-from kresume.errors import ImagesError
+from kresume.addresses import MUST_BE_HERE, begins_as_address, is_remote
+from kresume.errors import ImagesError, UsageError
 from kresume.storage.remote_paths import remote_path
 
 MAX_FILE_BYTES = 256 * 2**20
@@ -51,6 +51,8 @@ class Entry(Protocol):
 def cache_root() -> Path:
     """Returns the user's own cache folder: `$KRESUME_CACHE`, or `~/.cache/kresume` if it is not set."""
     given = os.environ.get("KRESUME_CACHE")
+    if given and begins_as_address(given):
+        raise UsageError(f"KRESUME_CACHE={given}: {MUST_BE_HERE}")
     return Path(given) if given else Path.home() / ".cache" / "kresume"
 
 

@@ -181,6 +181,11 @@ def freeze(
     if parent is not None:
         classes = [str(each.class_name) for each in (parent.record.optimizer, to.optimizer)]
         waiting = freezer.held_for(_read_held(parent.held), *classes)
+        before_it, now = (
+            int((each.config or {}).get("gradient_accumulation_steps") or 1)
+            for each in (parent.record.optimizer, to.optimizer)
+        )
+        waiting = freezer.regrouped(waiting, before_it, now, parent.record.iterations)
     frozen_at = parent.record.iterations if parent is not None and waiting else to.iterations
     if freezing.thawed(0):
         freezer.give_back(model, model.optimizer, waiting, freezing.first, frozen_at)
@@ -196,8 +201,31 @@ def adjusted(draft: Draft, config: TrainConfig) -> tuple[Any, dict[str, np.ndarr
     to = Adjustment(draft.optimizer, plan.rate, live.iterations, loss, plan.card, plan.amount, metrics)
     adjust(live.model, to, restored=live.optimizer)
     parent = draft.loaded.parent
+    if parent is not None and live.kept:
+        _scale_momentum(live.model.optimizer, to, -float(parent.state.records.get("scale", 0.0)))
     run = parent.run if parent is not None and not (config.optimizer or "").endswith(":reset") else None
     return live.model, freeze(live.model, to, draft.freezing, draft.statistics, run)
+
+
+def _scale_momentum(optimizer: Any, to: Adjustment, before: float) -> None:
+    """Scales the momentum of PyTorch's SGD to the rate of the first step.
+
+    PyTorch multiplies its momentum by the rate of each step, so a new rate takes effect at once. Keras's momentum holds steps
+    at the rate of their time.
+
+    Args:
+        optimizer: adjusted.
+        to: what trains the model.
+        before: the rate at which the restored momentum was converted; 0 for one that needs no rate.
+    """
+    if before <= 0.0 or type(inner(optimizer)).__name__ != "SGD":
+        return
+    rate = keras_rate(to.rate, to.iterations)
+    first = float(rate(to.iterations)) if callable(rate) else float(rate)
+    for momentum in getattr(inner(optimizer), "momentums", None) or ():
+        if momentum is not None:
+            value = live_state.host_array(momentum.value)
+            momentum.assign((value * (first / before)).astype(value.dtype))
 
 
 def carry_others(model: Any, parent: Parent | None, reporter: Reporter) -> None:

@@ -238,6 +238,8 @@ def _inherited(config: TrainConfig) -> TrainConfig:
     own = given(config)
     passed = INHERITED - set(own) - left_out(config)
     before = {name: value for name, value in run.record.options.items() if name in passed}
+    if config.val and not run.record.options.get("val"):  # whose images validate, in place of a share of the new ones
+        before.pop("val_split", None)
     if config.new_head:  # these are about the parent's classes and images
         before = {name: value for name, value in before.items() if name not in OF_OLD_CLASSES}
     if before.get("loss") not in {None, run.record.loss.kind}:

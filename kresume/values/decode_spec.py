@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from kresume.errors import UsageError
 from kresume.spelling import option
 
-VERSION = 2
+VERSION = 3
 """Version of the decoded pixels, part of the cache key. Increase it if the same bytes decode to other pixels."""
 
 Resize = Literal["stretch", "crop", "pad", "keraspad"]

@@ -112,6 +112,7 @@ def test_a_saved_model_answers_through_its_signature(place):
 
     expected = kresume.predict("runs/1-shapes", "inbox", top_k=3)
     kresume.export("runs/1-shapes", "serving/shapes")
+    kresume.export("runs/1-shapes", "serving/flagging", on_bad_image="flag")
     keras.models.load_model("runs/1-shapes/model.keras", compile=False).export("plain", verbose=False)
     Path("inbox/no.png").write_text("no")
     with zipfile.ZipFile("inbox.zip", "w") as archive:
@@ -119,10 +120,12 @@ def test_a_saved_model_answers_through_its_signature(place):
             archive.write(path)
     for found in (
         kresume.predict("serving/shapes", "inbox", top_k=3),
+        kresume.predict("serving/flagging", "inbox", top_k=3),
         kresume.predict("serving/shapes", "inbox.zip", top_k=3),
         kresume.predict("plain", "inbox", top_k=3, classes=expected.classes, pixels="0-255"),
     ):
         assert found.failures == 1
+        assert next(row for row in found.rows if row.path.endswith("no.png")).label == ""
         rows = {Path(row.path).name: row for row in found.rows}
         for row in expected.rows:
             other = rows[Path(row.path).name]
@@ -237,7 +240,7 @@ def test_formats_hold_the_same(opened, monkeypatch):
     assert Path("a.csv").read_text() == Path("b.txt").read_text()
     assert str(kresume.predict("runs/1-shapes", "inbox", top_k=2)) == Path("a.csv").read_text().rstrip("\n")
     for wrong, words in (
-        ({"output": "a.csv"}, "exists already"),
+        ({"output": "a.csv"}, "already exists"),
         ({"output": "a.xml"}, "the formats are csv, jsonl, parquet"),
         ({"output": "gone/a.csv"}, "does not exist"),
         ({"top_k": 0}, "at least 1"),

@@ -27,6 +27,7 @@ from kresume.runtimes.signatures import read_signatures, understand
 from kresume.storage.atomic import sha256_of_file
 from kresume.values.decode_spec import DecodeSpec
 from tests.helpers import forking
+from tests.helpers.gifs import gif
 from tests.helpers.pictures import CLASSES, draw
 from tests.helpers.runs import TINY, run_training
 
@@ -185,6 +186,7 @@ def test_labels_and_index_follow_the_scores(served):
         (encoded(kind="JPEG")[:300], "truncated, damaged"),
         (encoded()[:-30], "truncated, damaged"),
         (encoded()[:300] + bytes(8) + encoded()[308:], "truncated, damaged"),
+        (gif((31, 31), [(9, 9, 20, 20)]), "a GIF whose first frame is not its whole screen"),
         (b"", "no bytes"),
     ],
 )
@@ -495,7 +497,7 @@ def test_pixels_for_the_other_are_not_for_the_run(taught, pictures, tmp_path):
 def test_pictures_that_tensorflow_cannot_decode_verify_and_warm_up(taught, tmp_path, capsys):
     """Images that TensorFlow cannot decode verify an export, and warm-up requests hold decodable bytes.
 
-    The images are TIFF and animated WebP.
+    The images are TIFF, animated WebP and GIFs of frames smaller than their screens.
     """
     from PIL import Image
 
@@ -506,9 +508,10 @@ def test_pictures_that_tensorflow_cannot_decode_verify_and_warm_up(taught, tmp_p
         frames = [Image.fromarray(draw(label, 700 + seed, 30)) for seed in range(3)]
         frames[0].save(tmp_path / "data" / label / "a.tiff")
         frames[1].save(tmp_path / "data" / label / "b.webp", save_all=True, append_images=frames[2:])
+        (tmp_path / "data" / label / "c.gif").write_bytes(gif((30 + len(label), 31), [(9, 9, 20, 20)]))
     result = export(taught / "1-shapes", tmp_path / "shapes", data=tmp_path / "data", reporter=Reporter())
-    assert (result.parity.images, result.parity.failed, result.parity.agreement) == (6, 0, 1.0)
-    assert "6 of 6 pictures to compare on are sent as PNG" in capsys.readouterr().err
+    assert (result.parity.images, result.parity.failed, result.parity.agreement) == (9, 0, 1.0)
+    assert "9 of 9 pictures to compare on are sent as PNG" in capsys.readouterr().err
     requests = list(warmup.read_warmup(Path(result.path) / warmup.PATH))
     sent = [content for each in requests for name, value in each.inputs.items() for content in value.string_val]
     assert sent

@@ -20,11 +20,14 @@ from tests.helpers.pictures import write_pictures
 
 @pytest.mark.one_backend
 def test_further_columns_of_a_list_are_kept(tmp_path, quiet):
-    """Further columns of a list are kept as JSON."""
-    write_pictures(tmp_path, 2, 0, ("circle",))
-    (tmp_path / "list.csv").write_text("path,label,camera\ncircle/0.png,circle,x\n")
-    [found] = list_images([tmp_path / "list.csv"], quiet).files
-    assert json.loads(found.extra) == {"camera": "x"}
+    """Further columns of a list are kept as JSON; a few words of splits among others make no split of one."""
+    write_pictures(tmp_path, 3, 0, ("circle",))
+    rows = ["0.png,circle,train,1", "1.png,circle,car,2", "2.png,circle,test track,0"]
+    (tmp_path / "list.csv").write_text("path,label,vehicle,fold\n" + "".join(f"circle/{row}\n" for row in rows[:2]))
+    found = list_images([tmp_path / "list.csv"], quiet).files
+    assert json.loads(found[0].extra) == {"vehicle": "train", "fold": "1"}
+    (tmp_path / "list.csv").write_text("path,label,place,fold\n" + "".join(f"circle/{row}\n" for row in rows[1:]))
+    assert len(list_images([tmp_path / "list.csv"], quiet).files) == 2
 
 
 @pytest.mark.one_backend
@@ -62,6 +65,7 @@ WRITTEN = {
     "coco": ("a.json", coco([(1, 1), (2, 2), (2, 2)]).encode()),
     "columns of pandas": ("a.json", b'{"file": {"0": "1.png", "1": "2.png"}, "class": {"0": "cat", "1": "dog"}}'),
     "labels by path": ("a.json", b'{"1.png": "cat", "2.png": "dog"}'),
+    "line ends of old Macs": ("a.csv", b"file;class;x\r1.png;cat;a,b\r2.png;dog;c\r"),
     "ids": ("a.csv", b"id,label\n1,cat\n2,dog\n"),
     "ids beside names": ("a.csv", b"id,name,file,label\n7,x,1.png,cat\n8,y,2.png,dog\n"),
     "of windows": ("a.csv", b"image,label\n..\\data\\1.png,cat\n.\\2.png,dog\n"),
@@ -173,6 +177,13 @@ def test_lists_of_other_programs_are_read(tmp_path, quiet, written):
             "path,label,phase\nx.png,a,train\ny.png,b,\nz.png,a,test\n",
             "the column 'phase' holds 'test', 'train'",
         ),
+        (
+            "a.csv",
+            "path,label,ml_use\nx.png,a,TRAIN\ny.png,b,VALIDATE\nz.png,a,UNASSIGNED\n",
+            "the column 'ml_use' holds 'train', 'unassigned', 'validate'",
+        ),
+        ("a.csv", "path,label,subset\nx.png,a,train\ny.png,b,test_public\n", "the column 'subset' holds 'train'"),
+        ("a.csv", "path,label,dataset\nx.png,a,train_v2\ny.png,b,test-2\n", "'dataset' holds 'test-2', 'train_v2'"),
         ("a.jsonl", '{"path": "x.png", "label": [["a"]]}\n', r"the label of x\.png is \['a'\]: expected a text"),
         ("a.csv", "path, label\nx.png,a\n", r"\(the column ' label' is read as label\)"),
         ("a.csv", 'path,label\nx.png,"a\ny.png,b\n', "is damaged .*is a quote left open"),
@@ -395,6 +406,11 @@ def test_paths_from_the_current_folder_are_found_if_none_is_beside_the_list(tmp_
         (["cat", "dog", "cat", "dog"], None),
         (["cat", "dog", "cat", "hen"], None),
         (["1", "2", "3", "4"], None),
+        (
+            ["cat dog", "dog", "cat", "dog|cat"],
+            "the column 'corrected' holds labels, too, others than 'label' in 2 rows",
+        ),
+        (["cat hen", "dog", "cat", "dog"], None),
     ],
 )
 @pytest.mark.one_backend
@@ -406,3 +422,13 @@ def test_a_further_column_of_labels_is_told(tmp_path, quiet, values, told):
     (tmp_path / "a.csv").write_text("path,label,corrected\n" + "".join(rows))
     notes = [note for note in list_images([tmp_path / "a.csv"], quiet).notes if "corrected" in note]
     assert not notes if told is None else told in notes[0]
+
+
+@pytest.mark.parametrize(("further", "told"), [("label2", True), ("label_2", True), ("label_2,score_2", False)])
+@pytest.mark.one_backend
+def test_a_second_label_is_told_unless_it_is_the_second_choice_of_a_prediction(tmp_path, quiet, further, told):
+    """Lists of several labels per picture have `label,label2`; so have predictions, each with a score."""
+    write_pictures(tmp_path, 2, 0, ("circle",))
+    more = ",0.2" * further.count(",")
+    (tmp_path / "a.csv").write_text(f"path,label,{further}\ncircle/0.png,cat,dog{more}\ncircle/1.png,dog,cat{more}\n")
+    assert any("holds labels, too" in note for note in list_images([tmp_path / "a.csv"], quiet).notes) is told

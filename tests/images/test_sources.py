@@ -5,6 +5,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -30,6 +32,7 @@ from kresume.storage import locations
 from kresume.storage.stores import Bucket
 from kresume.values.decode_spec import DecodeSpec
 from tests.helpers import flaky_bucket
+from tests.helpers.paths import ROOT
 from tests.helpers.pictures import CLASSES, save_photo, write_pictures
 from tests.helpers.runs import TINY, run_training
 
@@ -145,6 +148,26 @@ MAKERS = [
     (make_records, "all.tfrecord.gz"),
     (make_shards, "shards"),
 ]
+
+
+@pytest.mark.one_backend
+def test_listing_leaves_the_backend_open(tmp_path):
+    """Listing TFRecords imported TensorFlow, and with it Keras: a JAX run was refused, once for each new file."""
+    write_pictures(tmp_path / "old", 2, 0)
+    made = [str(tmp_path / "old"), *(str(make(tmp_path, path)) for make, path in MAKERS)]
+    code = f"""
+import sys
+from kresume.images.sources import list_images
+from kresume.reporter import Reporter
+for path in {made!r}:
+    listed = len(list_images([path], Reporter(quiet=True)).files)
+    print(listed, [each for each in ("keras", "tensorflow") if each in sys.modules])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, cwd=ROOT
+    )
+    assert done.stdout.splitlines() == ["6 []"] * len(made), done.stderr
 
 
 def merged(prepared, **options):
@@ -1065,16 +1088,32 @@ def test_labels_beside_pictures_and_folders_that_disagree_are_told(tmp_path, qui
 @pytest.mark.parametrize(
     ("examples", "labels", "told"),
     [
-        ([{"label": 4, "class_name": "rose"}, {"label": 2, "class_name": "tulip"}], ["rose", "tulip"], "'class_name', which"),
-        ([{"label": "4", "text": "rose"}, {"label": "2", "text": "tulip"}], ["rose", "tulip"], "'text', which names one class"),
+        (
+            [{"label": 4, "class_name": "rose"}, {"label": 2, "class_name": "tulip"}],
+            ["rose", "tulip"],
+            "'class_name', which",
+        ),
+        (
+            [{"label": "4", "text": "rose"}, {"label": "2", "text": "tulip"}],
+            ["rose", "tulip"],
+            "'text', which names one class",
+        ),
         ([{"label": 4, "text": "a rose"}, {"label": 4, "text": "red"}], ["4", "4"], ""),
         ([{"label": 4, "text": "a flower"}, {"label": 2, "text": "a flower"}], ["4", "2"], ""),
         ([{"label": 4, "class_name": "rose"}, {"label": 2}], ["4", "2"], "'label', not of the key 'class_name'"),
         ([{"label": 4, "category": 7}, {"label": 2, "category": 7}], ["4", "2"], "'label', not of the key 'category'"),
         ([{"label": "a", "class": "b"}, {"label": "c", "class": "c"}], ["a", "c"], "'label', not of the key 'class'"),
         ([{"label": "rose", "class": "rose"}, {"label": "tulip"}], ["rose", "tulip"], ""),
-        ([{".cls": "4", "class_name": "rose"}, {".cls": "2", "class_name": "lily"}], ["rose", "lily"], "number of its .cls"),
-        ([{".cls": "rose", "label": 4}, {".cls": "lily", "label": 2}], ["rose", "lily"], "its .cls members, not of the key"),
+        (
+            [{".cls": "4", "class_name": "rose"}, {".cls": "2", "class_name": "lily"}],
+            ["rose", "lily"],
+            "number of its .cls",
+        ),
+        (
+            [{".cls": "rose", "label": 4}, {".cls": "lily", "label": 2}],
+            ["rose", "lily"],
+            "its .cls members, not of the key",
+        ),
     ],
 )
 def test_labels_under_several_keys_are_names_before_numbers(tmp_path, quiet, examples, labels, told):
@@ -1088,7 +1127,24 @@ def test_labels_under_several_keys_are_names_before_numbers(tmp_path, quiet, exa
     write_tar(tmp_path / "set.tar", items)
     listing = list_images([tmp_path / "set.tar"], quiet)
     assert [found.label for found in sorted(listing.files, key=lambda found: found.member)] == labels
-    assert told in " ".join(listing.notes) and bool(told) == bool(listing.notes)
+    assert told in " ".join(listing.notes)
+    assert bool(told) == bool(listing.notes)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("form", ["../set/{}", "../../set/{}", "top/../set/{}", "..\\set\\{}"])
+def test_names_that_lead_out_of_an_archive_count_from_there(tmp_path, quiet, form):
+    """`tar cPf x.tar ../set` was called empty: parts above the last `..` are dropped, as when it is unpacked."""
+    write_pictures(tmp_path / "set", 2, 0, ("a", "b"))
+    separator = form[-3]
+    items = [(form.format(name.replace("/", separator)), data) for name, _, data in files_of(tmp_path / "set")]
+    write_tar(tmp_path / "made.tar", items)
+    with zipfile.ZipFile(tmp_path / "made.zip", "w") as archive:
+        for name, data in items:
+            archive.writestr(name, data)
+    for name in ("made.tar", "made.zip"):
+        listing = list_images([tmp_path / name], quiet)
+        assert (len(listing.files), listing.classes) == (4, ("a", "b"))
 
 
 @pytest.mark.one_backend

@@ -55,6 +55,46 @@ def test_fresh_slots_step_as_a_fresh_optimizers_do(name, accumulate):
     assert int(optimizer._iterations) == BEFORE + STEPS
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Nadam", "Adamax", "Lamb", "RMSprop"])
+@pytest.mark.parametrize(("before", "now", "begun"), [(1, 3, 7), (2, 1, 12), (2, 4, 10), (4, 3, 9)])
+def test_slots_continue_at_their_update_under_another_number_of_batches(name, before, now, begun):
+    """The count of batches was divided by the new number: the bias of Adam's moments was corrected as at another update."""
+
+    def make(batches):
+        optimizer = getattr(keras.optimizers, name)(1e-2, gradient_accumulation_steps=batches if batches > 1 else None)
+        optimizer.build(weights := [variable(1.0), variable(2.0)])
+        return optimizer, weights
+
+    old, weights = make(before)
+    own_counts.begin(old, {1: before})  # the second weight's slots began an update later
+    steps(old, weights, [gradients(0, begun), gradients(1, begun)])
+    # Whole groups of equal gradients are one update of an optimizer that adds up none.
+    alone = [value(weight) for weight in weights]
+    plain, theirs = make(1)
+    own_counts.begin(plain, {1: 1})
+    for group in range(begun // before):
+        mean = [
+            [np.mean(rows[group * before : (group + 1) * before], axis=0)]
+            for rows in (gradients(0, begun), gradients(1, begun))
+        ]
+        steps(plain, theirs, mean)
+    for mine, other in zip(alone, theirs, strict=True):
+        np.testing.assert_allclose(mine, value(other), rtol=1e-5)
+    new, _ = make(now)
+    slots.carry(old, new)
+    for weight, other in zip(new._trainable_variables, weights, strict=True):
+        weight.assign(np.array(value(other)))
+    for accumulated in slots.slot_lists(new).get(slots.ACCUMULATED, ()):  # begin a group
+        accumulated.assign(np.zeros(accumulated.shape, "float32"))
+    short = now - begun % now
+    one, two = gradients(5, 1), gradients(6, 1)
+    scale = now / short if now > 1 else 1.0  # Keras divides the first, short group by the whole number
+    steps(new, new._trainable_variables, [[one[0] * scale] * short, [two[0] * scale] * short])
+    steps(plain, theirs, [one, two])
+    for mine, other in zip(new._trainable_variables, theirs, strict=True):
+        np.testing.assert_allclose(value(mine), value(other), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "Adamax", "Lamb"])
 def test_matured_moments_step_the_same_under_plain_keras(name):
     """Matured moments step the same under plain Keras, which has a single count.

@@ -14,7 +14,7 @@ from kresume.images.inputs import to_input
 from kresume.images.merging import merge
 from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
-from kresume.models.plain_keras import EXCEEDING, feeding_line, takes_rows
+from kresume.models.plain_keras import EXCEEDING, SHRINKS, feeding_line, takes_rows
 from kresume.models.save import write_archive
 from kresume.reporter import Reporter
 from kresume.values.card import Card
@@ -124,7 +124,7 @@ def test_pictures_that_shrink_while_they_are_decoded_are_told(tmp_path, kind, si
     manifest = merge(None, found, None, None, classes=("a",), val_split=None, generation=0).manifest
     assert shrinks_some(manifest, spec) == shrinks
     line = feeding_line(card(), shrinks=shrinks)
-    told = "  # nearly: Keras's loader averages all pixels of a JPEG, which shrank as it was decoded in training"
+    told = f"  # nearly: Keras's loader {SHRINKS}"
     assert line.endswith(told) == shrinks
 
 

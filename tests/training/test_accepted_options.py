@@ -9,9 +9,13 @@ import pytest
 
 import kresume
 from kresume.errors import RunError, UsageError
+from kresume.options.differences import describe_differences
 from kresume.options.given import given as options_of
 from kresume.options.resolve import from_arguments
+from kresume.options.table import TrainConfig
+from kresume.runs import open_run
 from kresume.training.plan.amount import count_updates
+from kresume.training.plan.images import val_split_of
 from kresume.training.preview import make_plan
 from kresume.training.start import start_or_continue
 from tests.helpers.pictures import CLASSES
@@ -227,6 +231,31 @@ def test_without_leaves_out_an_option_of_the_parent(parent, pictures, tmp_path):
     assert not given.keys() & record["options"].keys()
     assert record["options"]["batch_size"] == TINY["batch_size"]
     assert not given.keys() & inherited(grandchild).keys()
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    ("before", "given", "share", "words"),
+    [
+        ({"val_split": 0.3}, {}, 0.3, "all others are the parent's"),
+        ({"val_split": 0.3}, {"val": ["v"]}, None, "no --val-split (the parent: 0.3)"),
+        ({"val_split": 0.3}, {"val": ["v"], "without": ["val-split"]}, None, "no --val-split (the parent: 0.3)"),
+        ({"val_split": 0.3}, {"without": ["val-split"]}, 0.1, "--val-split 0.1 (the parent: 0.3)"),
+        ({"val_split": 0.3}, {"val": ["v"], "val_split": 0.2}, 0.2, "--val-split 0.2 (the parent: 0.3)"),
+        ({"val_split": 0.3, "val": ["v"]}, {"val": ["v"]}, 0.3, "all others are the parent's"),
+        ({"val_split": None, "val": ["v"]}, {"val": ["v"]}, None, "all others are the parent's"),
+        ({"val_split": None, "val": ["v"]}, {}, 0.1, "--val-split 0.1 (the parent: off)"),
+    ],
+)
+def test_validation_images_take_the_place_of_the_parents_share(parent, tmp_path, before, given, share, words):
+    """The parent's `--val-split` took images of `--add` from training though the command gave `--val`, and no share."""
+    shutil.copytree(parent, tmp_path / "1")
+    run = open_run(tmp_path / "1")
+    run.update(options={**{name: value for name, value in run.record.options.items() if name != "val_split"}, **before})
+    start = start_or_continue(from_arguments(str(run.path), {"add": ["new"], **given}))
+    assert val_split_of(start.config) == share
+    options = TrainConfig(**open_run(run.path).record.options)
+    assert words in describe_differences(options, start.config, start.given)
 
 
 @pytest.mark.one_backend

@@ -281,6 +281,19 @@ def test_held_slots_of_another_class_are_what_means_the_same(before, now, found)
     assert set(freeze.held_for(held, before, now)) == found
 
 
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("before", "now", "began", "found"),
+    [(2, 2, 4, 4), (1, 1, None, None), (1, 3, None, -20), (4, 1, None, 8), (2, 4, 4, 10 - 12), (4, 2, 3, 10 - 2)],
+)
+def test_held_slots_continue_at_their_update(before, now, began, found):
+    """Slots that were frozen at ten batches have had as many updates under another number of batches per update."""
+    held = {"_momentums|a": np.ones(2)} | ({} if began is None else {"began|a": np.array(began)})
+    again = freeze.regrouped(held, before, now, 10)
+    assert again.get("began|a") == found
+    assert again["_momentums|a"] is held["_momentums|a"]
+
+
 @pytest.mark.one_backend(trains=True)
 def test_layers_of_a_parent_that_ended_too_early_train(tmp_path, place):
     """A child trains the layers that its parent froze for its first epochs, if the parent ended before them."""

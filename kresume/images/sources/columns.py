@@ -26,7 +26,8 @@ ROLES = {
 """Names of columns in other programs' lists, in lower case without blanks and _, and what they are here."""
 NUMBERED = {"id", "imageid", "idcode", "imagename", "name"}
 """Names of columns, spelled likewise, that hold a path only where no other column does."""
-RANKED = re.compile(r"label\d+")
+RANKED = re.compile(r"label(?P<rank>\d+)")
+SEPARATED = re.compile(r"[\s,;|]+")
 MOST_VALUES = 1000
 """Different values from which on a further column is no longer looked at."""
 BOXES = {"xmin", "ymin", "xmax", "ymax", "x1", "y1", "x2", "y2", "bbox", "boxes", "segmentation"}
@@ -41,8 +42,10 @@ ONE_SPLIT = {
     for each in (name, f"is{name}")
 } | {"isvalid"}
 """Names, spelled likewise, of columns that mark the images of one split, such as fastai's `is_valid`."""
-SIDES = {**SPLITS, "publictest": "test", "privatetest": "test"}
-"""Values of columns of splits, in lower case; Kaggle scores two parts of the images to test on."""
+SIDES = {**SPLITS, "publictest": "test", "privatetest": "test", "validate": "val"}
+"""Values of columns of splits, in lower case; Kaggle scores two parts of the images to test on, AutoML writes VALIDATE."""
+MOST_SPLITS = 10
+"""Different values that a column of splits has at most."""
 
 
 def find_columns(row: Mapping[Any, Any], source: Source) -> dict[str, str]:
@@ -132,8 +135,7 @@ class OtherLabels:
         """
         for name, value in row.items():
             if name not in self._values:
-                ranked = RANKED.fullmatch(_plain(str(name)))  # the second choice of a prediction
-                self._values[name] = None if name is None or name in used or ranked else set()
+                self._values[name] = None if name is None or name in used or _is_ranked(str(name), row) else set()
             values = self._values[name]
             if values is None or value is None or value == "":
                 continue
@@ -154,19 +156,33 @@ class OtherLabels:
             f"the column {str(name)!r} holds labels, too, others than {column!r} in {counted(self._others[name], 'row')}: "
             "rename it to label if it is the right one"
             for name, values in self._values.items()
-            if values and len(values) > 1 and self._others[name] and values <= set(labels)
+            if values and len(values) > 1 and self._others[name] and _are_labels(values, set(labels))
         ]
 
 
+def _is_ranked(name: str, row: Mapping[Any, Any]) -> bool:
+    """Tests for a further choice of a prediction, which has a score beside it: `label_2` and `score_2`."""
+    ranked = RANKED.fullmatch(_plain(name))
+    return ranked is not None and f"score{ranked['rank']}" in {_plain(str(other)) for other in row}
+
+
+def _are_labels(values: Collection[str], labels: Collection[str]) -> bool:
+    """Tests whether each value is a label, or several that are separated by blanks or signs."""
+    return all(value in labels or all(part in labels for part in SEPARATED.split(value)) for value in values)
+
+
 class OtherSplits:
-    """Finds a column of another name than `split` that holds splits: images to test on would train."""
+    """Finds a column of another name than `split` that holds splits: images to test on would train.
+
+    It has few values, which are all splits, or among which are one to train on and another one.
+    """
 
     def __init__(self) -> None:
         self._values: dict[Any, set[str] | None] = {}
         self._named: set[Any] = set()
 
     def add(self, row: Mapping[Any, Any], used: set[str], where: str) -> None:
-        """Takes the values of a row; a column with any other value is none, unless its name says that it is.
+        """Takes the values of a row.
 
         Args:
             row: the row.
@@ -190,10 +206,10 @@ class OtherSplits:
                 continue
             if text in SIDES and name in self._named:
                 raise _other_split(where, name, {str(row.get(name))})
-            if text in SIDES:
+            if text not in {"", "none", "nan"}:
                 values.add(text)
-            elif text not in {"", "none", "nan"} and name not in self._named:
-                self._values[name] = None  # values of another kind
+            if len(values) > MOST_SPLITS:  # of another kind; a column that is named like one of splits is read on
+                self._values[name] = set() if name in self._named else None
 
     def check(self, given: str) -> None:
         """Raises if a column is left that names images to validate or to test on.
@@ -202,13 +218,23 @@ class OtherSplits:
             ImagesError: one is.
         """
         for name, values in self._values.items():
-            if values and values <= MARKS and len({value in {"1", "1.0", "true"} for value in values}) > 1:
+            if not values:
+                continue
+            marks = _plain(str(name)) in ONE_SPLIT and values <= MARKS
+            if marks and len({value in {"1", "1.0", "true"} for value in values}) > 1:
                 raise ImagesError(
                     f"{given}: the column {str(name)!r} marks the images of one split, but only a column named split is used: "
                     "write train, val or test into one, or leave it out"
                 )
-            if values and {SIDES.get(value, "train") for value in values} - {"train"}:
+            sides = {_side(value) for value in values}
+            if sides - {"", "train"} and ("" not in sides or "train" in sides):
                 raise _other_split(given, name, values)
+
+
+def _side(value: str) -> str:
+    """Returns the split that a value names, as `test` in `test_public`; empty for another value."""
+    first = re.split(r"[^a-z]+", value, maxsplit=1)[0]
+    return SIDES.get(value) or SIDES.get(first) or ""
 
 
 def _other_split(where: str, name: Any, values: set[str]) -> ImagesError:

@@ -172,7 +172,9 @@ def _left_out(counts: Mapping[str, int]) -> list[str]:
     """Describes the rows that are left out."""
     tests, bare = counts["tests"], counts["bare"]
     notes = [f"{counted(tests, 'test image', 'was', 'were')} left out: for `kresume eval`"] if tests else []
-    return notes + ([f"{counted(bare, 'picture without a label', 'was', 'were')} left out"] if bare else [])
+    return notes + (
+        [f"{counted(bare, 'picture')} without a label {'was' if bare == 1 else 'were'} left out"] if bare else []
+    )
 
 
 def _doubtful(found: Sequence[Found]) -> list[str]:

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from kresume.backend import selection
 from kresume.errors import ImagesError, UsageError
+from kresume.images.sources.examples import example_class
 from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Quarantined, Source
 from kresume.spelling import joined, option
 from kresume.storage import atomic, locations
@@ -119,9 +119,7 @@ def _read_examples(
     Returns:
         `(examples, numbers of records with a wrong checksum)`.
     """
-    selection.import_tensorflow()  # without what its C++ prints
-    from tensorflow.core.example.example_pb2 import Example as Message
-
+    message = example_class()
     found: list[Example] = []
     damaged: list[int] = []
     with locations.unpacked(source.path, coding) as stream:
@@ -130,7 +128,7 @@ def _read_examples(
                 damaged.append(number)
                 continue
             try:
-                feature = Message.FromString(record).features.feature
+                feature = message.FromString(record).features.feature
             except Exception as error:  # protobuf's DecodeError has moved between its releases
                 raise ImagesError(f"{source.given}: record {number:,} is not a tf.train.Example ({error})") from error
             if names["encoded"] not in feature or not feature[names["encoded"]].bytes_list.value:

@@ -63,13 +63,13 @@ def _text(source: Source) -> str:
 
 def _delimiter(text: str) -> str:
     """Finds what separates the names in the first row; spreadsheets also write semicolons and tabs."""
-    first = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
+    first = re.sub(r'"[^"]*"', "", re.split(r"[\r\n]", text, maxsplit=1)[0])
     return next((each for each in (",", ";", "\t") if each in first), ",")
 
 
 def _separated_rows(text: str, delimiter: str, source: Source) -> Iterator[Mapping[str, Any]]:
     given = source.given
-    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
+    rows = csv.DictReader(io.StringIO(text, newline=None), delimiter=delimiter, strict=True)
     try:
         check_names(list(rows.fieldnames or ()), source)
         for row in rows:

@@ -111,10 +111,12 @@ class Member:
 def pieces_of(name: str) -> list[str]:
     """Returns the folders and the file in a member's name.
 
-    Old programs for Windows write backslashes, and then no slashes.
+    Old programs for Windows write backslashes, and then no slashes. What leads out of the archive does not count, up to the
+    last `..`, as when GNU tar unpacks it.
     """
     separated = name if "/" in name else name.replace("\\", "/")
-    return [piece for piece in separated.split("/") if piece not in {"", "."}]
+    pieces = [piece for piece in separated.split("/") if piece not in {"", "."}]
+    return pieces[len(pieces) - pieces[::-1].index("..") :] if ".." in pieces else pieces
 
 
 class InArchive:

@@ -8,12 +8,12 @@ write_evaluation(evaluation, Path("eval.html"))
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kresume import runs
-from kresume.addresses import public
+from kresume.addresses import begins_as_address, public
 from kresume.errors import RunError
 from kresume.evaluation.evaluation import Evaluation
 from kresume.reports.page.evaluation import compared_of, told_of
@@ -21,6 +21,7 @@ from kresume.reports.page.facts import Facts, collect, compare
 from kresume.reports.page.render import render, render_evaluation
 from kresume.reports.page.source import Source, find, read_pair, read_run
 from kresume.spelling import in_bytes, option
+from kresume.staging.output import check_free, output_file
 from kresume.staging.publish import push
 from kresume.storage import atomic
 
@@ -32,12 +33,12 @@ class Written:
     """A page that was written.
 
     Attributes:
-        path: of the file.
+        path: of the file; text for an address.
         bytes: its size.
         facts: what it shows.
     """
 
-    path: Path
+    path: Path | str
     bytes: int
     facts: Facts
 
@@ -72,6 +73,7 @@ def write_report(path: str, against: str | None = None, out: str | None = None) 
     Raises:
         KresumeError: there is no such run or step, or the file cannot be written.
     """
+    check_free("out", out or None, overwrite=True, makes_folder=True)
     run, which = find(path)
     if against is None:
         source, name = read_run(run, which), f"report-step-{which}.html" if which else NAME
@@ -80,11 +82,12 @@ def write_report(path: str, against: str | None = None, out: str | None = None) 
         source = read_pair(run, other, (which, its))
         name = f"report-against-{run.path.name}.html"
         run = other
-    target = Path(out) if out else run.path / name
+    target = run.path / name if not out else out if begins_as_address(out) else Path(out)
     try:
-        written = _write(source, target)
+        with output_file(target) as local:
+            written = replace(_write(source, local), path=target)
         if not out:
-            push(target)
+            push(run.path / name)
         return written
     except OSError as error:
         raise RunError(
@@ -92,20 +95,22 @@ def write_report(path: str, against: str | None = None, out: str | None = None) 
         ) from error
 
 
-def write_evaluation(evaluation: Evaluation, path: Path) -> Path:
+def write_evaluation(evaluation: Evaluation, path: Path | str) -> Path | str:
     """Writes the page of an evaluation.
 
     Args:
         evaluation: from `evaluate`.
-        path: the file.
+        path: the file; one in the folder of a fetched run is copied to that run's address.
 
     Raises:
         KresumeError: it cannot be written.
     """
+    text = public(render_evaluation(compare(compared_of(evaluation), evaluation.failed), told_of(evaluation)))
     try:
-        atomic.write_text(
-            path, public(render_evaluation(compare(compared_of(evaluation), evaluation.failed), told_of(evaluation)))
-        )
+        with output_file(path) as local:
+            atomic.write_text(local, text)
+        if not begins_as_address(path):
+            push(Path(path))
     except OSError as error:
         raise RunError(
             f"{path} cannot be written ({error.strerror or error}): make room, or give another file with {option('report')}"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +32,7 @@ from kresume.images.sources.records import parse_features
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import counted
-from kresume.storage import locations
+from kresume.storage import locations, one_file
 from kresume.training.plan.images import val_split_of
 from kresume.values.decode_spec import DecodeSpec
 
@@ -125,7 +124,7 @@ class Watch:
         self._reporter = reporter
         # `dropped` holds what the file named when the run began; a continuation may start where the file does not
         # exist.
-        self._drop = corrections.read_drop(config.drop if config.drop and Path(config.drop).is_file() else None)
+        self._drop = corrections.read_drop(config.drop if config.drop and one_file.is_file(config.drop) else None)
         self._dropped = set(dropped)
         self._away = away
         self._seen: dict[str, Version] = {}
@@ -225,7 +224,10 @@ class Watch:
                 f"{counted(count, 'image')} of {label}, a class that the model does not have, "
                 f"{'waits' if count == 1 else 'wait'} for the next generation"
             )
-            self._waits[f"class:{label}"] = (label, f"{counted(count, 'image')} of a class that the model does not have")
+            self._waits[f"class:{label}"] = (
+                label,
+                f"{counted(count, 'image')} of a class that the model does not have",
+            )
         return [found for found in listed if found.label in self._classes]
 
     def _ready(self, listed: Sequence[Found], recorded: Collection[str]) -> list[Found]:
