@@ -36,7 +36,7 @@ def message(
     Args:
         before: the record of the backup; None in backups of earlier versions, empty if it could not be made.
         now: the record of this `fit`.
-        layers: False does not compare the layers.
+        layers: False does not compare the layers and attributes of losses and metrics, which training may have changed.
         finished: True if the training of the backup had ended, so that none was interrupted.
     """
     if not before or not now:
@@ -45,6 +45,8 @@ def message(
     roots = {"layers"} if changes else set()
     for part in ("compile", "fit"):
         for path, old, new in _changed(before[part], now[part]):
+            if not layers and part == "compile" and "." in path:
+                continue  # an object that may have counted its calls
             changes.append(_text(path, old, new))
             roots.add(re.split(r"[.\[ ]", path)[0])
     if not changes:

@@ -85,7 +85,7 @@ def restored(folder, file, **options):
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("pattern", ["stem", "st*"])
 def test_slots_of_frozen_layers_are_not_needed(written, file, pattern):
-    """Weights and the slots of the others are restored exactly, and a step is that of the training that wrote the file."""
+    """Weights and the slots of the others are restored exactly; the frozen layer stays frozen."""
     folder, model = written
     live = restored(folder, file, freeze=(pattern,))
     assert "no slots in the file for layers that --freeze freezes: stem" in live.summary
