@@ -74,7 +74,9 @@ def describe(
 
 
 def slotless_layers(model: Any, optimizer: Any, wrong: list[tuple[str, str, str, str]]) -> dict[str, str]:
-    """Returns the layers for whose weights a file holds no slots: names by address; empty if others lack slots, too.
+    """Returns the layers for whose weights a file holds no slots, their names by address.
+
+    Empty if a weight of another layer lacks some, too.
 
     Args:
         model: built.

@@ -1,4 +1,6 @@
-"""Restores a checkpoint that holds no slots for the layers that `--freeze` names: they were frozen when it was written.
+"""Restores a checkpoint that holds no slots for the layers of `--freeze`.
+
+They were frozen when it was written.
 
     restored, note = with_frozen(config, model, lambda: restore(model))
 
@@ -50,7 +52,7 @@ def with_frozen(config: TrainConfig, model: Any, restore: Callable[[], T]) -> tu
 
 
 def _without_slots(config: TrainConfig, model: Any, error: CheckpointError) -> tuple[str, ...]:
-    """Returns the addresses of the layers of `--freeze` for which the file holds no slots, as far as an error tells.
+    """Returns the addresses of the layers of `--freeze` for which the file holds no slots, by an error.
 
     Raises:
         UsageError: a pattern matches nothing.

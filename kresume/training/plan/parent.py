@@ -293,7 +293,7 @@ def restore_parent(
 
 
 def _made_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> tuple[SavedOptimizer, bool, Any, str]:
-    """Returns the saved optimizer, whether its state is restored, the optimizer built on the model, and a note."""
+    """Returns the saved optimizer, True if its state is restored, the built optimizer, and a note."""
     from kresume.models import optimizers, precision
     from kresume.models.saved_optimizer import build_optimizer
 
