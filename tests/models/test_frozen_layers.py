@@ -560,7 +560,7 @@ def test_an_optimizer_without_slots_is_named_as_the_reason(zoo, tmp_path):
 def test_an_unnamed_optimizer_is_found_whatever_is_frozen_now(zoo, tmp_path):
     """An unnamed optimizer is found for any freezing, if it has slots for every weight.
 
-    If other layers were frozen, the error says what to do.
+    If layers were frozen, the error says what to do.
     """
     model, optimizer = zoo.readers[0,]
     state = read_checkpoint(write_weights(zoo.writers[0, 1, 2, 3][0], tmp_path))
@@ -569,7 +569,7 @@ def test_an_unnamed_optimizer_is_found_whatever_is_frozen_now(zoo, tmp_path):
     restore.restore(model, state, optimizer=optimizer)
     assert_marked(model, optimizer)
     state = read_checkpoint(write_weights(zoo.writers[0, 1, 2][0], tmp_path))
-    with pytest.raises(CheckpointError, match=r"If other layers were frozen .* --optimizer adam:reset"):
+    with pytest.raises(CheckpointError, match=r"If layers were frozen .* --optimizer adam:reset"):
         name_optimizer(state, model, "Adam", None)
 
 
