@@ -25,9 +25,9 @@ def read_labels(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Reads the label of each picture, from its `.cls` or else from its `.json`.
 
-    Where those are numbers, and another key names one class for each number, the labels are the names. Programs write JSON
-    about a picture beside it, such as Google Takeout: where no file holds a label, they are not labels, and the folders are
-    the classes.
+    The first key of `LABEL_KEYS` counts, whatever the others say: one shard cannot tell for the others which of them names
+    the classes. Programs write JSON about a picture beside it, such as Google Takeout: where no file holds a label, they are
+    not labels, and the folders are the classes.
 
     Args:
         names: the files of the archive.
@@ -43,9 +43,7 @@ def read_labels(
     said: dict[str, dict[str, str]] = {}
     first_without = ""
     for picture, files in _paired(names).items():
-        values: dict[str, str] = {}
-        for name in files:
-            values |= _values(name, read(name), given)
+        values = _values(files[0], read(files[0]), given)  # a `.cls` is its label, whatever is beside it
         if values:
             said[picture] = values
         else:
@@ -57,10 +55,6 @@ def read_labels(
         )
     labels = {picture: next(iter(values.values())) for picture, values in said.items()}
     first = ", ".join(sorted({_shown(next(iter(values))) for values in said.values()}))
-    if key := _names_of_numbers(labels, said):
-        return {picture: values[key] for picture, values in said.items()}, (
-            f"{given}: labels are those of {_shown(key)}, which names one class for each number of {first}",
-        )
     others = sorted({_shown(key) for picture, values in said.items() for key in _differing(values, labels[picture])})
     return labels, (f"{given}: labels are those of {first}, not of {', '.join(others)}",) if others else ()
 
@@ -106,19 +100,6 @@ def _values(name: str, content: bytes, given: str) -> dict[str, str]:
         if isinstance(each, (str, int)) and not isinstance(each, bool)
     }
     return {} if "" in list(texts.values())[:1] else {key: text for key, text in texts.items() if text}
-
-
-def _names_of_numbers(labels: Mapping[str, str], said: Mapping[str, Mapping[str, str]]) -> str:
-    """Returns the key whose values name one class for each number of the labels; empty if there is none."""
-    if not labels or not all(label.isdecimal() for label in labels.values()):
-        return ""
-    for key in LABEL_KEYS:
-        pairs = {(labels[picture], values.get(key, "")) for picture, values in said.items()}
-        names = {name for _, name in pairs}
-        one_to_one = len(pairs) == len(names) == len({number for number, _ in pairs})
-        if one_to_one and not any(not name or name.isdecimal() for name in names):
-            return key
-    return ""
 
 
 def _differing(values: Mapping[str, str], label: str) -> list[str]:
