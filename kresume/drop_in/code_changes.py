@@ -41,6 +41,7 @@ def message(
     """
     if not before or not now:
         return []
+    layers = layers and not before.get("used")  # an earlier fit had changed what the backup records
     changes = list(_of_layers(before, now)) if layers else []
     roots = {"layers"} if changes else set()
     for part in ("compile", "fit"):

@@ -64,7 +64,7 @@ def describe(model: Any, call: FitCall | None) -> Script:
         warnings.simplefilter("ignore")
         optimizer = _optimizer(model)
         try:
-            record = {**_layers(model), "compile": _compiled(model), "fit": _fit(call)}
+            record = {**_layers(model), "compile": _compiled(model), "fit": _fit(call), "used": used}
         except Exception:  # a description, which objects of the user's may refuse, is worth no training
             record = {}
     return Script({"optimizer": optimizer, RECORD: record}, used)

@@ -28,6 +28,8 @@ def test_further_columns_of_a_list_are_kept(tmp_path, quiet):
     assert json.loads(found[0].extra) == {"vehicle": "train", "fold": "1"}
     (tmp_path / "list.csv").write_text("path,label,place,fold\n" + "".join(f"circle/{row}\n" for row in rows[1:]))
     assert len(list_images([tmp_path / "list.csv"], quiet).files) == 2
+    (tmp_path / "list.csv").write_text("path,label,device\ncircle/0.png,circle,dev1\ncircle/1.png,circle,dev2\n")
+    assert len(list_images([tmp_path / "list.csv"], quiet).files) == 2
 
 
 @pytest.mark.one_backend

@@ -303,6 +303,10 @@ def test_what_needs_a_decision_waits_for_the_next_generation(watched):
         (str(folder / "square" / "was-a-circle.png"), "circle in the run, square in the sources"),
     ]
     assert sorted(watching.waiting, key=str) == sorted(waiting, key=str)
+    folder.rename(folder.with_name("away"))
+    looked(watching, manifest)
+    folder.with_name("away").rename(folder)
+    assert sorted(watching.waiting, key=str) == sorted(waiting, key=str)
     (folder / "square" / "moved.png").unlink()
     shutil.rmtree(folder / "triangle")
     looked(watching, manifest)

@@ -226,8 +226,8 @@ class OtherSplits:
                     f"{given}: the column {str(name)!r} marks the images of one split, but only a column named split is used: "
                     "write train, val or test into one, or leave it out"
                 )
-            sides = {_side(value) for value in values}
-            if sides - {"", "train"} and ("" not in sides or "train" in sides):
+            exact, sides = values <= SIDES.keys(), {_side(value) for value in values}
+            if sides - {"", "train"} and (exact or "train" in sides):
                 raise _other_split(given, name, values)
 
 

@@ -159,12 +159,15 @@ class Watch:
         if manifest is not self._recorded[0]:
             self._recorded = manifest, _labels_of(manifest)
         recorded = self._recorded[1]
-        self._waits = {}
+        before, self._waits = self._waits, {}
         train = self._list("data", self._config.data, self._config.add)
         val = self._list("val", self._config.val)
         poll()
         listed = {found.key for found in (*train, *val)}
-        self._judged_other = {key: told for key, told in self._judged_other.items() if key in listed}
+        if self._unlisted:  # what waits in a source that cannot be listed now still waits
+            self._waits = before | self._waits
+        else:
+            self._judged_other = {key: told for key, told in self._judged_other.items() if key in listed}
         self._name_vanished(manifest, recorded, listed)
         self._name_relabelled((*train, *val), recorded)
         arrived = [self._ready(self._known_classes(part), recorded) for part in (train, val)]
