@@ -9,7 +9,6 @@ something within one minor version of Python, which it names. Functions of libra
 
 from __future__ import annotations
 
-import dis
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 import keras
 
 from kresume.drop_in.fit_of_script import LIBRARIES
+from kresume.models import introspection
 
 TAG = f"{sys.implementation.cache_tag}-{sys.flags.optimize}"
 """The compiler of this process: digests of another one cannot be compared."""
@@ -82,13 +82,7 @@ def _used_by(function: FunctionType) -> dict[str, Any]:
     names = code.co_varnames[: code.co_argcount]
     defaults = function.__defaults__ or ()
     used = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True)) | (function.__kwdefaults__ or {})
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            used[name] = cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
-    held = function.__globals__
-    return used | {name: held[name] for name in sorted(_global_names(code)) if name in held}
+    return used | introspection.used_by(function)
 
 
 def methods_of(kind: type) -> dict[str, FunctionType]:
@@ -107,7 +101,9 @@ def methods_of(kind: type) -> dict[str, FunctionType]:
 
 def names_in(functions: Iterable[FunctionType]) -> set[str]:
     """Returns the names of all attributes that functions read."""
-    return {name for function in functions for code in _codes(function.__code__) for name in code.co_names}
+    return {
+        name for function in functions for code in introspection.codes_in(function.__code__) for name in code.co_names
+    }
 
 
 def is_the_users(function: FunctionType) -> bool:
@@ -145,17 +141,3 @@ def _constant(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(_constant, value))})"
     return repr(value)
-
-
-@cache
-def _global_names(code: CodeType) -> frozenset[str]:
-    """Returns the global names that code reads; those of attributes are none."""
-    read = (each for part in _codes(code) for each in dis.get_instructions(part))
-    return frozenset(str(each.argval) for each in read if each.opname in {"LOAD_GLOBAL", "LOAD_NAME"})
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 from kresume.drop_in import code_digest
+from kresume.models.introspection import attributes_of
 
 Flat = dict[str, Any]
 PLAIN = (bool, int, float, str, type(None))
@@ -117,15 +118,6 @@ def own_code(value: Any, found: Flat, prefix: str = "", depth: int = 0) -> None:
         item = held[name]
         if f"{prefix}{name}" not in found and not _may_be_a_time(item):
             flatten(f"{prefix}{name}", item, found, depth + 1)
-
-
-def attributes_of(value: Any) -> dict[str, Any]:
-    """Returns the attributes of an object without running code of its class."""
-    try:
-        held = object.__getattribute__(value, "__dict__")
-    except Exception:  # a class with slots, or whose `__dict__` is a property of the user's
-        return {}
-    return {name: item for name, item in dict.items(held) if isinstance(name, str)} if type(held) is dict else {}
 
 
 def _config_of(value: Any) -> dict[str, Any]:

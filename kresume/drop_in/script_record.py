@@ -24,6 +24,7 @@ from kresume.drop_in import flat_values
 from kresume.drop_in.fit_call import FitCall
 from kresume.drop_in.flat_values import Flat
 from kresume.models import structure
+from kresume.models.introspection import attributes_of
 
 RECORD = "script"
 """Key of the record in a backup."""
@@ -103,7 +104,7 @@ def _settings(layer: Any) -> Flat:
     flat_values.flatten("dtype", keras.dtype_policies.serialize(layer.dtype_policy), found)
     if isinstance(layer, keras.Model):
         flat_values.own_code(layer, found)
-        held = flat_values.attributes_of(layer)
+        held = attributes_of(layer)
         for name in STEPS:
             if name in held:
                 flat_values.flatten(name, held[name], found)

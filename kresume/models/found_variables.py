@@ -9,14 +9,15 @@ them. A function may use them by its closure, by arguments of `functools.partial
 
 from __future__ import annotations
 
-import dis
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, partial
-from types import CodeType, FunctionType, MethodType
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, TypeGuard
 
 import keras
+
+from kresume.models import introspection
 
 LIBRARIES = {"keras", "tensorflow", "tf_keras", "jax", "jaxlib", "torch", "numpy", "pandas", "scipy", "PIL", "kresume"}
 LIBRARIES |= set(sys.stdlib_module_names) - {"__main__"}
@@ -97,12 +98,8 @@ def variables_in(
 
 
 def _attributes(value: Any) -> list[tuple[str, Any]]:
-    """Returns the attributes of an object, sorted by name, without running code of its class."""
-    try:
-        held = object.__getattribute__(value, "__dict__")
-    except Exception:  # a class with slots, or whose `__dict__` is a property of the user's
-        return []
-    found = [(str(name), item) for name, item in list(dict.items(held))] if type(held) is dict else []
+    """Returns the attributes of an object, sorted by name, without those of TensorFlow's wrappers."""
+    found = introspection.attributes_of(value).items()
     return sorted((each for each in found if not each[0].startswith("_self_")), key=lambda pair: pair[0])
 
 
@@ -116,31 +113,9 @@ def used_by_methods(address: str, value: Any, walk: Walk, depth: int = 0) -> Ite
 
 def _used_by(address: str, function: FunctionType, walk: Walk, depth: int) -> Iterator[tuple[str, Any]]:
     """Yields the variables of a function's closure and of the global names in its code."""
-    used: dict[str, Any] = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            used[name] = cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
-    names = sorted(_global_names(function.__code__) & function.__globals__.keys())
-    used |= {name: function.__globals__[name] for name in names}
-    for name, value in used.items():
+    for name, value in introspection.used_by(function).items():
         if not issubclass(type(value), type):
             yield from variables_in(f"{address}: {name}", value, walk, depth + 1, True)
-
-
-@cache
-def _global_names(code: CodeType) -> frozenset[str]:
-    """Returns the global names that code reads; those of attributes are none."""
-    read = (each for part in _codes(code) for each in dis.get_instructions(part))
-    return frozenset(str(each.argval) for each in read if each.opname in {"LOAD_GLOBAL", "LOAD_NAME"})
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
 
 
 def _that_change(layer: keras.Layer, by_code: bool) -> Sequence[Any]:

@@ -181,11 +181,8 @@ def freeze(
     if parent is not None:
         classes = [str(each.class_name) for each in (parent.record.optimizer, to.optimizer)]
         waiting = freezer.held_for(_read_held(parent.held), *classes)
-        before_it, now = (
-            int((each.config or {}).get("gradient_accumulation_steps") or 1)
-            for each in (parent.record.optimizer, to.optimizer)
-        )
-        waiting = freezer.regrouped(waiting, before_it, now, parent.record.iterations)
+        batches = parent.record.optimizer.batches, to.optimizer.batches
+        waiting = freezer.regrouped(waiting, *batches, frozen_at=parent.record.iterations)
     frozen_at = parent.record.iterations if parent is not None and waiting else to.iterations
     if freezing.thawed(0):
         freezer.give_back(model, model.optimizer, waiting, freezing.first, frozen_at)

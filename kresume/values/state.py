@@ -76,6 +76,11 @@ class SavedOptimizer:
     variables: int
     loss_scale: bool = False
 
+    @property
+    def batches(self) -> int:
+        """Returns the number of batches whose gradients make one update; 1 if the config does not say it."""
+        return int((self.config or {}).get("gradient_accumulation_steps") or 1)
+
 
 @dataclass(frozen=True)
 class SavedRate:

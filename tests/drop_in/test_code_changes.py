@@ -204,7 +204,7 @@ TOLD = {
     "make_prepared": "the code of loss. ",
     "make_shared": "Functional: connections of its layers. ",
 }
-"""What each edited model is told; the others nothing."""
+"""Words that the line of each edited model must hold; the other models must get no line."""
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -70,7 +70,7 @@ TABLE = {
     "doctor": {},
     "demo": {"--dir": HERE},
 }  # fmt: skip
-"""What each option and argument that takes text does with an address. A new one is entered here, with a case below."""
+"""Names what each option that takes text does with an address. Enter a new option here, and a case for it below."""
 
 
 def commands():
@@ -169,7 +169,7 @@ def test_python_refuses_the_same(machine, pictures, word):
 
 
 def test_class_names_and_presets_are_no_addresses():
-    """What only holds `://`, a preset, a server and a folder pass."""
+    """Names that hold `://`, a preset, a server and a folder are no addresses, and pass."""
     for given in (
         {"model": "hub:hf://a/b"},
         {"model": "hub:/folder"},
@@ -269,7 +269,7 @@ def test_an_evaluation_writes_its_files_to_an_address(run, capsys, pictures):
 
 
 def test_pages_manifests_and_sheets_are_written_to_an_address(run, capsys, pictures):
-    """What is said to be there is there; a run at an address is shown as one."""
+    """Files that a message names at an address exist there; `data show` reads a run at an address."""
     code, out, _ = command_line(["report", run, "--out", f"{AT}/r.html"], capsys)
     assert code == 0
     assert out.startswith(f"{AT}/r.html: ")

@@ -42,12 +42,12 @@ def read_labels(
     """
     said: dict[str, dict[str, str]] = {}
     first_without = ""
-    for picture, files in _paired(names).items():
-        values = _values(files[0], read(files[0]), given)  # a `.cls` is its label, whatever is beside it
+    for picture, name in _paired(names).items():
+        values = _values(name, read(name), given)
         if values:
             said[picture] = values
         else:
-            first_without = first_without or files[0]
+            first_without = first_without or name
     if said and first_without:
         raise ImagesError(
             f"{given}: {first_without} has no label, and other members have one: expected one of the keys "
@@ -59,16 +59,16 @@ def read_labels(
     return labels, (f"{given}: labels are those of {first}, not of {', '.join(others)}",) if others else ()
 
 
-def _paired(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Returns the files that label each picture, by the picture's name; pictures without any are left out."""
+def _paired(names: Iterable[str]) -> dict[str, str]:
+    """Returns the file that labels each picture, by the picture's name: its `.cls`, else its `.json`."""
     by_stem: dict[str, dict[str, str]] = {}
     for name in names:
         stem, kind = _stem(name)
         by_stem.setdefault(stem, {})[kind] = name
-    paired: dict[str, tuple[str, ...]] = {}
+    paired: dict[str, str] = {}
     for kinds in by_stem.values():
-        labels = tuple(kinds[kind] for kind in LABEL_ENDINGS if kind in kinds)
-        paired |= {name: labels for kind, name in kinds.items() if labels and kind not in NOT_PICTURES}
+        labels = [kinds[kind] for kind in LABEL_ENDINGS if kind in kinds]
+        paired |= {name: labels[0] for kind, name in kinds.items() if labels and kind not in NOT_PICTURES}
     return paired
 
 

@@ -291,9 +291,8 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         compiled=fresh_rate(parent, live),
     )
     rate, ahead = look_ahead(rate, live.iterations)
-    batches, before_it = ((each.config or {}).get("gradient_accumulation_steps") for each in (wanted, live.saved))
-    carried = live.kept and batches == before_it
-    updates = count_updates(batches, live.iterations, amount.steps, carried=carried)
+    carried = live.kept and wanted.batches == live.saved.batches
+    updates = count_updates(wanted.batches, live.iterations, amount.steps, carried=carried)
     ahead = "; ".join(filter(None, [ahead, updates]))
     plan = describe(start, loaded, data, wanted, rate, amount, before.scores, order.shares(), ahead, freezing)
     plan = replace(plan, balance=balance, distilled=describe_teaching(teaching, loaded))
