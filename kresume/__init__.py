@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from kresume.exports.export import ExportResult, export
     from kresume.models.statistics import recompute_statistics
     from kresume.reports.lineage import Lineage, lineage
-    from kresume.runs import Run, open_run
+    from kresume.runs import Run
+    from kresume.staging.run_at import open_run
     from kresume.training.closing import TrainResult
     from kresume.training.plan.plan import Plan
     from kresume.training.preview import plan
@@ -54,7 +55,7 @@ _MODULES = {
     "export": "kresume.exports.export",
     "image_dataset": "kresume.drop_in.image_dataset",
     "lineage": "kresume.reports.lineage",
-    "open_run": "kresume.runs",
+    "open_run": "kresume.staging.run_at",
     "plan": "kresume.training.preview",
     "predict": "kresume.evaluation.predictions",
     "read_checkpoint": "kresume.checkpoints.read",

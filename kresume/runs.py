@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from kresume.addresses import public, resolved
+from kresume.addresses import as_address, public, resolved
 from kresume.errors import RunError
 from kresume.spelling import option
 from kresume.storage import atomic, sealed
@@ -62,7 +62,7 @@ class Run:
         return str(self.path)
 
     def __repr__(self) -> str:
-        return f"<run {self.path}: {self.status}, generation {self.generation}>"
+        return f"<run {public(str(self.path))}: {self.status}, generation {self.generation}>"
 
     @property
     def status(self) -> Status:
@@ -229,10 +229,12 @@ def open_run(path: str | Path) -> Run:
     Raises:
         RunError: there is no run at `path`, or its record cannot be read, was changed or is of a later version.
     """
-    path = Path(path)
-    if not is_run(path):
-        raise RunError(f"no run at {path}: a run is a directory with {RECORD} in it (`kresume log FOLDER` lists runs)")
-    return Run(path, RunRecord.from_dict(read_sealed(path / RECORD), str(path / RECORD)))
+    if not is_run(Path(path)):
+        raise RunError(
+            f"no run at {as_address(path)}: a run is a directory with {RECORD} in it (`kresume log FOLDER` lists runs)"
+        )
+    record = Path(path) / RECORD
+    return Run(record.parent, RunRecord.from_dict(read_sealed(record), str(record)))
 
 
 def read_sealed(file: Path) -> dict[str, Any]:

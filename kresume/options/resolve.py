@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
-from kresume.addresses import as_address
+from kresume.addresses import address_of, as_address, is_stage
 from kresume.class_names import join_classes, names_of, read_classes
 from kresume.errors import NothingNew, UsageError
 from kresume.options.lookup import INHERITED, about, flag_of
@@ -88,11 +88,13 @@ def from_arguments(checkpoint: str | os.PathLike[str] | None, arguments: Mapping
 def path_of(checkpoint: Any) -> str:
     """Returns the path of a checkpoint that Python gives.
 
+    That of a run in a bucket is its address, not its stage.
+
     Raises:
         UsageError: it is neither a path nor a run.
     """
     if isinstance(checkpoint, (str, os.PathLike)):
-        return as_address(checkpoint)
+        return address_of(checkpoint) if is_stage(checkpoint) else as_address(checkpoint)
     raise UsageError(
         f"a {type(checkpoint).__name__} as the first argument: give the path of a checkpoint; a model in memory is saved "
         "first: model.save('model.keras'), then 'model.keras'"

@@ -25,8 +25,9 @@ from kresume.images.tf_data import without_autotuner
 from kresume.options.resolve import parse_image_size
 from kresume.options.settings import SHEET_SIZE, settings_of
 from kresume.options.table import TrainConfig
-from kresume.reports.data import Scanned, run_at
+from kresume.reports.data import Scanned
 from kresume.staging.output import output_file
+from kresume.staging.run_at import run_at
 from kresume.storage import atomic
 from kresume.tasks import single_label
 from kresume.tasks.single_label import SINGLE_LABEL

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from kresume import runs
-from kresume.addresses import is_remote
 from kresume.backend import selection
 from kresume.class_names import note_alike
 from kresume.errors import ImagesError
@@ -31,9 +29,8 @@ from kresume.images.sources import Quarantined
 from kresume.images.sources.records import check_features
 from kresume.reporter import Reporter
 from kresume.spelling import counted, in_bytes
-from kresume.staging.fetch import here
 from kresume.staging.output import output_file
-from kresume.storage import one_file
+from kresume.staging.run_at import run_at
 from kresume.values.decode_spec import DecodeSpec
 
 COMPARED_SIZE = 64
@@ -168,15 +165,6 @@ def _without_undecided_splits(manifest: Manifest, decided: set[str], generation:
     index = manifest.table.column_names.index("side")
     table = manifest.table.set_column(index, schema().field("side"), pa.array(splits, pa.string()))
     return Manifest.from_table(table, manifest.classes)
-
-
-def run_at(path: str, reporter: Reporter | None = None) -> runs.Run | None:
-    """Returns the run at a path or an address, None if it is no run; only a run is fetched."""
-    if is_remote(path):
-        if not one_file.is_file(f"{path.rstrip('/')}/{runs.RECORD}"):
-            return None
-        path = here(path, reporter)
-    return runs.open_run(path) if runs.is_run(path) else None
 
 
 def open_run(path: str, reporter: Reporter | None = None) -> Scanned | None:

@@ -36,10 +36,10 @@ def check_free(flag: str, path: str | None, *, overwrite: bool, makes_folder: bo
     """
     if path is None:
         return
-    is_folder = path.endswith("/") or one_file.is_folder(path)
-    if is_folder or (not overwrite and one_file.is_file(path)):
-        way = "give the name of a file" if is_folder else f"give another name, or {option('overwrite', True)}"
-        raise UsageError(f"{option(flag, path)}: it already exists; {way}")
+    if path.endswith("/") or one_file.is_folder(path):
+        raise UsageError(f"{option(flag, path)}: this is a folder; give the name of a file, in it for example")
+    if not overwrite and one_file.is_file(path):
+        raise UsageError(f"{option(flag, path)}: it already exists; give another name, or {option('overwrite', True)}")
     if not makes_folder and not begins_as_address(path) and not (folder := Path(path).absolute().parent).is_dir():
         raise UsageError(f"{option(flag, path)}: the folder {folder} does not exist")
 

@@ -284,7 +284,10 @@ def test_pages_manifests_and_sheets_are_written_to_an_address(run, capsys, pictu
     assert Bucket(AT).read("s.png").startswith(b"\x89PNG")
     assert command_line(["data", "check", f"{AT}/val", "--from", f"{AT}/runs/1-signs"], capsys)[0] in {0, 1}
     code, _, said = command_line(["data", "scan", pictures / "old", "-o", f"{AT}/val"], capsys)
-    assert (code, said) == (2, f"kresume: --out {AT}/val: it already exists; give the name of a file\n")
+    assert (code, said) == (
+        2,
+        f"kresume: --out {AT}/val: this is a folder; give the name of a file, in it for example\n",
+    )
 
 
 def test_a_bucket_that_refuses_is_told_in_one_line(run, capsys, pictures):
@@ -339,3 +342,17 @@ def test_images_that_a_list_at_an_address_names_are_dropped(run, pictures):
     Bucket(AT).write("drop.txt", f"{first}\n".encode())
     plan = str(kresume.plan(run, drop=f"{AT}/drop.txt", add=f"{AT}/val", epochs=1))
     assert "1 image dropped" in plan
+
+
+def test_a_run_at_an_address_is_read_in_python(run, pictures):
+    """Everything that takes a run takes its address, and what is shown of an opened one names the address, not its stage."""
+    address = f"{AT}/runs/1-signs"
+    opened = kresume.open_run(address)
+    assert opened.record == kresume.open_run(run).record
+    assert repr(opened) == f"<run {address}: accepted, generation 0>"
+    for given in (address, opened):
+        assert kresume.evaluate(given, data=pictures / "val").model == address
+        assert kresume.read_checkpoint(given).format == "run"
+        assert len(kresume.lineage(given).generations) == 1
+    with pytest.raises(RunError, match=f"no run at {AT}/runs/2: a run is"):
+        kresume.open_run(f"{AT}/runs/2")
