@@ -157,7 +157,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         self._open_folder()
         backup_restore.build(self._model, self._stream, self._call)
         self._compiled_rate = backup_restore.rate_of(self._model)
-        self._script = script_record.describe(self._model, self._call)  # under JAX empty between two steps
+        self._script = script_record.describe(self._model, self._call, self._others())  # JAX: before the first step
         left = self._left = backup_files.read_fit(self._folder)
         saved_logs = left.get("logs")
         if snapshot.list_snapshots(self._folder):

@@ -9,25 +9,34 @@ initial values, which a continued training does not use. Large arrays are descri
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import math
 import re
+from argparse import Namespace
 from collections.abc import Iterable, Mapping
+from enum import Enum
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 import numpy as np
 
 from kresume.drop_in import code_digest
-from kresume.models.introspection import attributes_of
+from kresume.drop_in.code_digest import WRITTEN
+from kresume.models.introspection import attributes_of, attributes_written_by
 
 Flat = dict[str, Any]
+Named = frozenset[str]
+"""The names of attributes and the texts in code that uses a value."""
+KEYS = "[]"
+"""Follows the path of a dictionary, for its keys, and that of a list, for its length."""
 PLAIN = (bool, int, float, str, type(None))
 UNSTABLE = re.compile(r"0x[0-9a-f]{4}|[/\\]|(?:\d\D{0,2}){6}")
 """Matches texts with an address, a path, or as many digits as a date has."""
 LONGEST_TEXT, LONGEST_LIST, MOST_ITEMS, LARGEST = 100, 16, 256, 10_000_000
-DEEPEST = 6
+DEEPEST, MOST_VALUES = 6, 5_000
 DATES, DIGITS = 1e9, 12
 """Numbers from here on, and those above 1 with as many digits, may be times in seconds."""
 LEFT_OUT = {
@@ -59,33 +68,107 @@ OF_KERAS = {
     "trainable",
 }
 """Attributes that Keras sets on a layer or a model, also on the user's."""
+DESCRIBED_ELSEWHERE = (
+    keras.Layer,
+    keras.Variable,
+    keras.optimizers.Optimizer,
+    keras.callbacks.Callback,
+    keras.utils.PyDataset,
+)
+"""Kinds of objects that have records of their own, or are data."""
+SCALARS = {"EagerTensor", "ArrayImpl"}
+"""Classes of constants of TensorFlow and JAX; those with one number are compared, others may hold weights."""
 
 
-def flatten(path: str, value: Any, found: Flat, depth: int = 0) -> None:
+def flatten(path: str, value: Any, found: Flat, depth: int = 0, named: Named | None = None) -> None:
     """Adds a value and its parts to `found` by their paths; nothing if it cannot be compared.
 
     Args:
         path: of the value.
-        value: a plain value, a serialized or a live object of Keras, a function, an array, or lists and dictionaries of them.
+        value: a plain value, a serialized or a live object of Keras, a function, an array, an object of the user's, or lists
+            and dictionaries of them.
         found: is extended.
         depth: how many objects contain the value.
+        named: what code names that uses the value; None for a setting. Of an object it may use nothing else.
     """
     kind = type(value)  # `isinstance` would ask a proxy of the user's, which may raise
-    if depth > DEEPEST:
+    if depth > DEEPEST or len(found) > MOST_VALUES:
         return
-    if issubclass(kind, PLAIN) or issubclass(kind, np.generic):
-        _plain(path, value.item() if issubclass(kind, np.generic) else value, found)
+    if issubclass(kind, Enum):  # of which some are numbers or texts
+        found[path] = f"{kind.__name__}.{value.name}"
+        flatten(f"{path}.value", value.value, found, depth + 1, named)
+    elif issubclass(kind, PLAIN) or issubclass(kind, np.generic):
+        plain = value.item() if issubclass(kind, np.generic) else value
+        if named is None or not _may_be_a_time(plain):
+            _plain(path, plain, found)
     elif issubclass(kind, Mapping):
-        _dictionary(path, dict(value), found, depth)
+        _dictionary(path, dict(value), found, depth, named)
+    elif issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        _object(path, value, dict(zip(kind._fields, value, strict=False)), found, depth, named)
     elif issubclass(kind, (list, tuple)):
-        _list(path, list(value), found, depth)
+        _list(path, list(value), found, depth, named)
+    elif issubclass(kind, (set, frozenset)):
+        if {type(each) for each in value} in ({str}, {int}, {float}):  # others have no order of their own
+            _list(path, sorted(value), found, depth, named)
     elif issubclass(kind, np.ndarray):
         _array(path, value, found)
     elif code_digest.is_function(value):
-        _function(path, value, found)
+        _function(path, value, found, depth)
     elif issubclass(kind, (keras.losses.Loss, keras.metrics.Metric, keras.regularizers.Regularizer)):
         found[path] = kind.__name__
         settings_of(value, found, f"{path}.", depth)
+    elif kind.__name__ in SCALARS and value.ndim == 0:
+        flatten(path, np.asarray(value).item(), found, depth, named)
+    elif not issubclass(kind, (type, *DESCRIBED_ELSEWHERE)):
+        _users_object(path, value, found, depth, named)
+
+
+def _users_object(path: str, value: Any, found: Flat, depth: int, named: Named | None) -> None:
+    """Adds the fields of an object of the user's, and the code of one that is called."""
+    kind = type(value)
+    if issubclass(kind, (Namespace, SimpleNamespace)):
+        _object(path, value, attributes_of(value), found, depth, named)
+    elif not code_digest.is_users_kind(kind):
+        return
+    elif dataclasses.is_dataclass(kind):
+        _object(path, value, _fields(value), found, depth, named)
+    else:
+        held = code_digest.class_values(kind) | attributes_of(value)
+        used = {name: item for name, item in sorted(held.items()) if name in (named or ())}
+        if used:
+            _object(path, value, used, found, depth, named)
+    methods = code_digest.methods_of(kind)
+    if "__call__" in methods:
+        found[path] = kind.__name__
+        own_code(value, found, f"{path}.", depth)
+    elif code_digest.is_users_kind(kind):
+        for name in sorted(methods.keys() & (named or set())):
+            _function(f"{path}.{name}", methods[name], found, depth + 1)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass, also of one with slots."""
+    found = {}
+    for field in dataclasses.fields(value):
+        try:
+            found[field.name] = object.__getattribute__(value, field.name)
+        except AttributeError:
+            continue
+    return found
+
+
+def _object(path: str, value: Any, fields: dict[str, Any], found: Flat, depth: int, named: Named | None) -> None:
+    """Adds the fields of an object that its code names; all of them if it names none."""
+    found[path] = type(value).__name__
+    written = attributes_written_by(code_digest.methods_of(type(value)).values())
+    for name in _chosen(fields, named):
+        flatten(f"{path}.{name}{WRITTEN if name in written else ''}", fields[name], found, depth + 1, named)
+
+
+def _chosen(items: Mapping[Any, Any], named: Named | None) -> list[Any]:
+    """Returns the keys that code names, and those that are no texts; all of them if it names none."""
+    chosen = [key for key in items if named is not None and type(key) is str and key in named]
+    return [key for key in items if not chosen or type(key) is not str or key in chosen]
 
 
 def settings_of(value: Any, found: Flat, prefix: str = "", depth: int = 0) -> None:
@@ -111,13 +194,16 @@ def settings_of(value: Any, found: Flat, prefix: str = "", depth: int = 0) -> No
 
 def own_code(value: Any, found: Flat, prefix: str = "", depth: int = 0) -> None:
     """Adds the code of an object's methods, and the attributes that they read; only of the user's classes."""
-    methods, held = code_digest.methods_of(type(value)), attributes_of(value)
+    kind = type(value)
+    methods, held = code_digest.methods_of(kind), code_digest.class_values(kind) | attributes_of(value)
     for name, method in methods.items():
-        _function(f"{prefix}{name}", method, found)
-    for name in sorted(code_digest.names_in(methods.values()) & held.keys() - OF_KERAS):
-        item = held[name]
-        if f"{prefix}{name}" not in found and not _may_be_a_time(item):
-            flatten(f"{prefix}{name}", item, found, depth + 1)
+        _function(f"{prefix}{name}", method, found, depth)
+    named = frozenset(code_digest.words_in(methods.values()))
+    written = attributes_written_by(methods.values())
+    for name in sorted(named & held.keys() - OF_KERAS):
+        path = f"{prefix}{name}{WRITTEN if name in written else ''}"
+        if f"{prefix}{name}" not in found:
+            flatten(path, held[name], found, depth + 1, named)
 
 
 def _config_of(value: Any) -> dict[str, Any]:
@@ -155,16 +241,26 @@ def _is_unstable(text: str) -> bool:
     return len(text) > LONGEST_TEXT or UNSTABLE.search(text) is not None
 
 
-def _dictionary(path: str, value: dict[Any, Any], found: Flat, depth: int) -> None:
+def _dictionary(path: str, value: dict[Any, Any], found: Flat, depth: int, named: Named | None) -> None:
     if "class_name" in value and "config" in value:
         _serialized(path, str(value["class_name"]), value["config"], found, depth)
         return
     if len(value) > MOST_ITEMS:
         return
     found[path] = "dict"
-    for key, item in value.items():
-        if isinstance(key, (str, int)):
-            flatten(f"{path}[{key}]", item, found, depth + 1)
+    chosen = {text: value[key] for key in _chosen(value, named) if (text := _key(key))}
+    found[f"{path}{KEYS}"] = sorted(chosen)
+    for text, item in chosen.items():
+        flatten(f"{path}[{text}]", item, found, depth + 1, named)
+
+
+def _key(key: Any) -> str:
+    """Returns a key as text; empty for one that cannot be compared, such as an `id`."""
+    if isinstance(key, Enum):
+        return str(key.name)
+    plain = key.item() if isinstance(key, np.generic) else key  # `numpy.unique` gives such classes
+    unstable = not isinstance(plain, PLAIN) or _may_be_a_time(plain) or (isinstance(plain, str) and _is_unstable(plain))
+    return "" if unstable else str(plain)
 
 
 def _serialized(path: str, name: str, config: Any, found: Flat, depth: int) -> None:
@@ -184,9 +280,11 @@ def _serialized(path: str, name: str, config: Any, found: Flat, depth: int) -> N
                 flatten(f"{path}.{key}", item, found, depth + 1)
 
 
-def _list(path: str, value: list[Any], found: Flat, depth: int) -> None:
+def _list(path: str, value: list[Any], found: Flat, depth: int, named: Named | None) -> None:
     if len(value) == 1:  # Keras writes an axis as a number before a layer is built, and as a list afterwards
-        flatten(path, value[0], found, depth + 1)
+        flatten(path, value[0], found, depth + 1, named)
+    elif named is not None and any(map(_may_be_a_time, value)):
+        return
     elif all(type(item) in (bool, int, float) for item in value):
         if len(value) <= LONGEST_LIST:
             found[path] = [item if math.isfinite(item) else str(item) for item in value]
@@ -197,8 +295,9 @@ def _list(path: str, value: list[Any], found: Flat, depth: int) -> None:
         found[path] = value if len(text) <= LONGEST_TEXT else f"{len(value)} texts ({_digest(text)})"
     elif len(value) <= MOST_ITEMS:
         found[path] = "list"
+        found[f"{path}{KEYS}"] = len(value)
         for index, item in enumerate(value):
-            flatten(f"{path}[{index}]", item, found, depth + 1)
+            flatten(f"{path}[{index}]", item, found, depth + 1, named)
 
 
 def _array(path: str, value: np.ndarray, found: Flat) -> None:
@@ -206,7 +305,7 @@ def _array(path: str, value: np.ndarray, found: Flat) -> None:
     if value.dtype.kind not in "biuf" or value.size > LARGEST or not value.size:
         return
     if value.size <= LONGEST_LIST and value.ndim <= 1:
-        _list(path, np.asarray(value, np.float64).ravel().tolist(), found, 0)
+        _list(path, np.asarray(value, np.float64).ravel().tolist(), found, 0, None)
         return
     numbers = np.asarray(value, np.float64)
     found[f"{path}.shape"] = list(value.shape)
@@ -214,20 +313,13 @@ def _array(path: str, value: np.ndarray, found: Flat) -> None:
     _plain(f"{path}.std", float(numbers.std()), found)
 
 
-def _function(path: str, value: Any, found: Flat) -> None:
-    for name, item in code_digest.describe(value):
-        _used(f"{path}.{name}" if name else path, item, found)
-
-
-def _used(path: str, item: Any, found: Flat) -> None:
-    if _may_be_a_time(item):
-        return
-    if isinstance(item, str):  # a name or a digest
-        found[path] = item
-    elif isinstance(item, (bool, int, float)):
-        _plain(path, item, found)
-    elif isinstance(item, (keras.losses.Loss, keras.regularizers.Regularizer)):
-        flatten(path, item, found)
+def _function(path: str, value: Any, found: Flat, depth: int) -> None:
+    for part in code_digest.describe(value):
+        below = f"{path}.{part.path}" if part.path else path
+        if type(part.value) is str and (not part.path or code_digest.is_code(part.path)):  # a name or a digest
+            found[below] = part.value
+        else:
+            flatten(below, part.value, found, depth + 1, part.named)
 
 
 def _digest(text: str) -> str:

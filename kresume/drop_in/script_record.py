@@ -1,7 +1,7 @@
 """Describes what a script trains: its layers, what `compile` was given, and the arguments of `fit`.
 
     script = describe(model, call)
-    script.records       # {"optimizer": {...}, "script": {"layers": ..., "settings": ..., "compile": ..., "fit": ...}}
+    script.records       # {"optimizer": {...}, "script": {"layers": ..., "settings": ..., "compile": ..., "fit": ..., ...}}
 
 A backup records it, and `code_changes` compares it after a restart. It is computed once, before the first step: training may
 change attributes of a model. Layers are in the order of the tree of layers, by their class, since generated names differ.
@@ -10,24 +10,30 @@ change attributes of a model. Layers are in the order of the tree of layers, by 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import sys
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from kresume.drop_in import flat_values
+from kresume.drop_in import code_digest, flat_values
+from kresume.drop_in.code_digest import WRITTEN
 from kresume.drop_in.fit_call import FitCall
-from kresume.drop_in.flat_values import Flat
+from kresume.drop_in.flat_values import KEYS, Flat
 from kresume.models import structure
 from kresume.models.introspection import attributes_of
 
 RECORD = "script"
 """Key of the record in a backup."""
+CALLBACKS = "callbacks"
 COMPILED = ("loss_weights", "run_eagerly", "steps_per_execution")
 STEPS = ("train_step", "test_step", "compute_loss")
 GRAPH, ORDER = "connections of its layers", "order of its layers"
@@ -35,7 +41,9 @@ ONLY_IF = " | "
 """Separates a path from a condition: settings of different conditions are not compared."""
 
 _begun: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-"""The models that a `fit` of this process has trained with backups, by `id`: a class of the user's may have no hash."""
+"""The models and callbacks of the fits of this process with backups, by `id`: a class of the user's may have no hash."""
+_fits = itertools.count()
+"""Counts the fits of this process that are described."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +65,21 @@ class Script:
         return found
 
 
-def describe(model: Any, call: FitCall | None) -> Script:
-    """Describes a compiled model and the running `fit`; under JAX call it before the first step."""
+def describe(model: Any, call: FitCall | None, callbacks: Sequence[Any] = ()) -> Script:
+    """Describes a compiled model, the running `fit` and its callbacks; call it before the first step."""
     used = _begun.get(id(model)) is model
     _begun[id(model)] = model
+    earlier = next(_fits) > 0
     with warnings.catch_warnings():  # Keras warns of a lambda in a config
         warnings.simplefilter("ignore")
         optimizer = _optimizer(model)
         try:
-            record = {**_layers(model), "compile": _compiled(model), "fit": _fit(call), "used": used}
+            record = {**_layers(model), "compile": _compiled(model), "fit": _fit(call), "used": used, "files": _files()}
+            record[CALLBACKS] = _callbacks(callbacks)
+            if earlier:  # which may have counted; it is left out of a restart if it had ended
+                record["settings"] = [_constant(flat) for flat in record["settings"]]
+                record |= {name: _constant(record[name]) for name in ("compile", CALLBACKS)}
+            json.dumps(record)
         except Exception:  # a description, which objects of the user's may refuse, is worth no training
             record = {}
     return Script({"optimizer": optimizer, RECORD: record}, used)
@@ -80,6 +94,48 @@ def _optimizer(model: Any) -> dict[str, Any]:
     except NotImplementedError:
         return {}
     return found
+
+
+def _constant(flat: Flat) -> Flat:
+    """Returns the values that the script's code does not change while it trains."""
+    return {path: value for path, value in flat.items() if WRITTEN not in path}
+
+
+def _callbacks(callbacks: Sequence[Any]) -> Flat:
+    """Returns the code of callbacks of the user's, what it reads, and functions that others were given."""
+    found: Flat = {}
+    counted: Counter[str] = Counter()
+    for callback in callbacks:
+        kind = type(callback).__name__
+        counted[kind] += 1
+        path = f"{CALLBACKS}.{kind}{f'({counted[kind]})' if counted[kind] > 1 else ''}"
+        again = _begun.get(id(callback)) is callback  # an earlier fit may have changed its attributes
+        _begun[id(callback)] = callback
+        of_one: Flat = {}
+        flat_values.own_code(callback, of_one, f"{path}.")
+        for name, value in attributes_of(callback).items():
+            if code_digest.is_function(value):
+                flat_values.flatten(f"{path}.{name}", value, of_one)
+        params = f"{path}.params"  # they hold the number of epochs
+        kept = {name: item for name, item in of_one.items() if not name.startswith(params)}
+        found |= {name: item for name, item in kept.items() if code_digest.is_code(name) or not again}
+    return found
+
+
+def _files() -> str | None:
+    """Returns a digest of the files of the user's code; None if unknown, as in a notebook.
+
+    If it is equal after a restart, the user edited nothing: values that differ were drawn or read by the script.
+    """
+    if getattr(sys.modules.get("__main__"), "__file__", None) is None:
+        return None
+    users = [module for module in list(sys.modules.values()) if code_digest.is_users_module(module)]
+    paths = sorted({str(module.__file__) for module in users})
+    try:
+        contents = sorted(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths)
+    except OSError:  # removed since, or within an archive
+        return None
+    return _digest(contents) if contents else None
 
 
 def _layers(model: Any) -> dict[str, Any]:
@@ -135,7 +191,8 @@ def _graph(model: Any) -> list[Any]:
         flat_values.flatten("named", dict(node.arguments.kwargs), flat)
         sources = [each._keras_history for each in node.arguments.keras_tensors]
         inputs = [[order.get(id(source.operation), -1), source.tensor_index] for source in sources]
-        settings = [[path, f"{item:.4g}" if isinstance(item, float) else item] for path, item in sorted(flat.items())]
+        compared = sorted(each for each in flat.items() if not each[0].endswith(KEYS))
+        settings = [[path, f"{item:.4g}" if isinstance(item, float) else item] for path, item in compared]
         found.append([type(operation).__name__, settings, inputs])
     return found
 
@@ -153,7 +210,8 @@ def _compiled(model: Any) -> Flat:
         of_metrics: Flat = {}
         flat_values.flatten("m", given.get(name), of_metrics)
         found.update({f"{name}{path[1:]}": value for path, value in of_metrics.items()})
-        listed = [str(value) for path, value in of_metrics.items() if "." not in path and value not in ("list", "dict")]
+        named = [value for path, value in of_metrics.items() if "." not in path and not path.endswith(KEYS)]
+        listed = [str(value) for value in named if value not in ("list", "dict")]
         found[name] = ", ".join(listed) if given.get(name) else "none"
     return found
 
