@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kresume.checkpoints.graph_nodes import models
 from kresume.checkpoints.graph_optimizer import find_optimizers
 from kresume.checkpoints.hub_classes import INSTALL, is_hubs, is_installed, needs_hub
 from kresume.checkpoints.input_shape import describe_input
-from kresume.checkpoints.layers import LayerRow, layer_table
+from kresume.checkpoints.layers import LayerRow, adapted_of, layer_table
 from kresume.checkpoints.layouts import names_of, natural
 from kresume.values.first_layers import of_architecture, pixels_of
 from kresume.values.state import EARLIER_STEPS, TrainState, show_step
@@ -151,7 +152,9 @@ def describe(state: TrainState) -> Inspection:
             for name, array in sorted(state.arrays.items(), key=lambda item: natural(item[0]))
         ),
         classes=state.card.classes if state.card else state.records.get("classes"),
-        pixels=state.card.pixels if state.card else pixels_of(of_architecture(state.architecture)),
+        pixels=state.card.pixels
+        if state.card
+        else pixels_of(of_architecture(state.architecture, partial(adapted_of, state))),
         input=describe_input(state),
         architecture=state.architecture is not None,
         notes=(*state.records.get("notes", ()), *_models(state), *_outputs(state)),

@@ -17,6 +17,9 @@ import numpy as np
 from kresume.checkpoints.layouts import names_of, natural
 from kresume.values.state import TrainState
 
+ADAPTED = {"0": "mean", "1": "variance", "mean": "mean", "variance": "variance"}
+"""Roles of the weights of an adapted Normalization, by its order in files that give no names, and what they are."""
+
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -46,6 +49,28 @@ def layer_table(state: TrainState) -> tuple[LayerRow, ...]:
         if layer:
             rows.setdefault(layer, []).append((role, tuple(state.arrays[weight].shape)))
     return tuple(LayerRow(layer, tuple(arrays)) for layer, arrays in rows.items())
+
+
+def adapted_of(state: TrainState, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the mean and the variance to which a Normalization was adapted, from the weights of a checkpoint.
+
+    Args:
+        state: the checkpoint.
+        name: of the layer in the architecture. Where files name layers by their class, it must be the only one.
+
+    Returns:
+        None if the names of the weights do not show them.
+    """
+    names = names_of(state)
+    weights = names.weights(state)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for weight, (layer, role) in zip(weights, names.layers(state, weights), strict=True):
+        if role in ADAPTED:
+            found.setdefault(layer, {})[ADAPTED[role]] = state.arrays[weight]
+    of_class = [layer for layer in found if re.fullmatch(r"normalization(_\d+)?", layer.rpartition("/")[2])]
+    own = [layer for layer in found if name in layer.split("/")]
+    (arrays,) = [found[layer] for layer in own or of_class] if len(own or of_class) == 1 else ({},)
+    return (arrays["mean"], arrays["variance"]) if len(arrays) == 2 else None
 
 
 def output_width(state: TrainState) -> int | None:

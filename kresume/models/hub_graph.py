@@ -22,6 +22,7 @@ from kresume.errors import ModelError
 from kresume.models.outputs import backwards
 from kresume.values.first_layers import LARGEST_SCALE
 
+EXACTLY = 256
 DEEPEST = 8
 """Most levels of blocks inside blocks that are opened."""
 Size = tuple[int | None, int | None]
@@ -199,7 +200,7 @@ def _preprocessed(classifier: Any, images: Any, size: Size, taken: Size) -> Any:
         # As an operation: Keras's layer says `training=True` to every layer behind it where a call says nothing.
         steps.append(partial(keras.ops.image.resize, size=taken, **known))
     if converter is not None:
-        steps.append(_scaling(converter.scale, converter.offset))
+        steps += _scaling(converter.scale, converter.offset)
         _check(preprocessor, converter, steps, taken)
     for step in steps:
         images = step(images)
@@ -209,8 +210,8 @@ def _preprocessed(classifier: Any, images: Any, size: Size, taken: Size) -> Any:
 _RESIZING = ("interpolation", "crop_to_aspect_ratio", "pad_to_aspect_ratio", "fill_mode", "fill_value", "antialias")
 
 
-def _scaling(scale: Any, offset: Any) -> Any:
-    """Makes the layer that scales and shifts 0-255, of a kind that `read_convention` recognises.
+def _scaling(scale: Any, offset: Any) -> list[Any]:
+    """Makes the layers that scale and shift 0-255, of a kind that `read_convention` recognises.
 
     It computes in float32 under any precision, as keras-hub's does.
 
@@ -219,11 +220,13 @@ def _scaling(scale: Any, offset: Any) -> Any:
         offset: what is added then, likewise; None for 0.
     """
     factor, shift = np.asarray(1.0 if scale is None else scale), np.asarray(0.0 if offset is None else offset)
-    if np.abs(factor).max() <= LARGEST_SCALE:
-        return keras.layers.Rescaling(factor.tolist(), offset=shift.tolist(), dtype="float32")
-    factor, shift = np.broadcast_to(factor, 3), np.broadcast_to(shift, 3)
-    mean, variance = (-shift / factor).tolist(), (1.0 / factor**2).tolist()
-    return keras.layers.Normalization(mean=mean, variance=variance, dtype="float32")
+    steps: list[Any] = []
+    if (
+        np.abs(factor).max() > LARGEST_SCALE
+    ):  # it shows no bytes: scaled down first, by a power of two, which rounds nothing
+        steps.append(keras.layers.Rescaling(1 / EXACTLY, dtype="float32"))
+        factor = factor * EXACTLY
+    return [*steps, keras.layers.Rescaling(factor.tolist(), offset=shift.tolist(), dtype="float32")]
 
 
 def _check(preprocessor: Any, converter: Any, steps: list[Any], taken: Size) -> None:

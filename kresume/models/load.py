@@ -276,7 +276,8 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     layout, fixed = layout_of(model, known, subject.axes, card.input if card else None)
     if pixels is None:
         raise UsageError(
-            f"{path} does not record which pixel values it expects: give {option('pixels')}, one of {SHOWN_NAMES}"
+            f"{path} does not record which pixel values it expects{conventions.say_adapted(model)}: give {option('pixels')}, "
+            f"one of {SHOWN_NAMES}"
         )
     if not subject.yielding:  # else it was given for two models
         check_size(subject.image_size, fixed)

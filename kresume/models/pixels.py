@@ -12,7 +12,17 @@ from typing import Any
 
 import keras
 
-from kresume.values.first_layers import SCALES, SHIFTS, Layer, chained, constant_of, pixels_of
+from kresume.backend import live_state
+from kresume.values.first_layers import (
+    SCALES,
+    SHIFTS,
+    Layer,
+    chained,
+    constant_of,
+    normalization_of,
+    pixels_of,
+    root_of,
+)
 
 
 def _layers(model: Any) -> tuple[Layer, ...]:
@@ -43,7 +53,19 @@ def _layer(operation: Any, nodes: Set[int]) -> Layer:
         return Layer(operation.name, kind, _number(operation), sources)
     above = (kind.__name__ for kind in type(operation).__mro__ if kind.__module__.startswith("keras."))
     kind = own if own.startswith("Random") else next(above, own)
+    if kind == "Normalization":
+        mean, variance = (_adapted(operation, name) for name in ("mean", "variance"))
+        return Layer(operation.name, kind, mean, sources, spread=root_of(variance))
     return Layer(operation.name, kind, getattr(operation, "scale", None), sources)
+
+
+def _adapted(layer: Any, name: str) -> Any:
+    """Returns the mean or the variance of a Normalization; None for an adapted one before it is built."""
+    given = getattr(layer, f"input_{name}", None)
+    if given is not None:
+        return given
+    variable = getattr(layer, f"adapt_{name}", None)
+    return None if variable is None else live_state.host_array(variable.value)
 
 
 def _number(operation: Any) -> Any:
@@ -62,3 +84,17 @@ def read_convention(model: keras.Model) -> str | None:
         model: built. Layers that keep the values in prediction (inputs, augmentation, axis permutations) are skipped.
     """
     return pixels_of(_layers(model))
+
+
+def adapted(model: keras.Model) -> tuple[tuple[float, ...], float] | None:
+    """Returns means and deviation to which a Normalization at the model's start was adapted, else None."""
+    return normalization_of(_layers(model))
+
+
+def say_adapted(model: keras.Model) -> str:
+    """Returns the values to which a Normalization at the model's start was adapted, for messages; empty without one."""
+    found = adapted(model)
+    if found is None:
+        return ""
+    mean = sum(found[0]) / len(found[0])
+    return f" (its Normalization is for a mean of {mean:.3g} and a deviation of {found[1]:.3g})"

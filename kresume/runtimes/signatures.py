@@ -20,7 +20,7 @@ from typing import Any, Literal
 from kresume.backend.selection import import_tensorflow
 from kresume.errors import CheckpointError, UsageError
 from kresume.runtimes.operations import input_scale, last_operation
-from kresume.values.first_layers import LARGEST_SCALE
+from kresume.values.first_layers import LARGEST_SCALE, SMALLEST_SCALE
 from kresume.values.input_layout import InputLayout, read_layout
 
 InputKind = Literal["bytes", "pictures", "values"]
@@ -58,7 +58,7 @@ class Input:
 
         The order of their channels, and whether they are inverted, the graph does not show.
         """
-        shown = self.kind == "values" and self.scale is not None and self.scale <= LARGEST_SCALE
+        shown = self.kind == "values" and self.scale is not None and SMALLEST_SCALE <= self.scale <= LARGEST_SCALE
         return "0-255" if shown else None
 
     def layout(self, size: tuple[int, int] | None = None, likely: InputLayout | None = None) -> InputLayout:

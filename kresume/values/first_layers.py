@@ -10,13 +10,14 @@ path's factor is part of what it learned.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-LARGEST_SCALE = 0.1
-"""Largest factor by which a model that expects bytes multiplies them; a larger one is meant for values around 1."""
-SMALLEST_SHIFT = 10.0
-"""Smallest number that only a model that expects bytes subtracts, such as the means of ImageNet."""
+LARGEST_SCALE, SMALLEST_SCALE = 0.1, 0.1 / 255
+"""Factors by which a model that expects bytes multiplies them: a larger one is meant for values around 1, a smaller one for
+pictures of 16 bits."""
+SMALLEST_SHIFT, LARGEST_SHIFT = 10.0, 255.0
+"""Numbers that only a model that expects bytes subtracts, such as the means of ImageNet."""
 SCALES, SHIFTS = frozenset({"Rescaling", "Multiply", "TrueDivide", "Divide"}), frozenset({"Add", "Subtract"})
 """Layers and operations with a number (`preprocess_input` in a functional model); those that merge two inputs have none."""
 PASSED = frozenset(
@@ -39,7 +40,8 @@ class Layer:
     Attributes:
         name: in the model.
         kind: its class.
-        number: `scale`, or what it divides by, say; None without one.
+        number: `scale`, or what it divides by, say; the mean of a Normalization; None without one.
+        spread: the standard deviation by which a Normalization divides; None if unknown.
         sources: the names of those from which it computes; empty reads the images.
         inside: the layers of an inner model.
     """
@@ -49,6 +51,7 @@ class Layer:
     number: Any = None
     sources: frozenset[str] = frozenset()
     inside: tuple[Layer, ...] = ()
+    spread: Any = None
 
 
 def chained(layers: Iterable[Layer]) -> tuple[Layer, ...]:
@@ -56,7 +59,7 @@ def chained(layers: Iterable[Layer]) -> tuple[Layer, ...]:
     found: list[Layer] = []
     for layer in layers:
         above = frozenset({found[-1].name}) if found else frozenset[str]()
-        found.append(Layer(layer.name, layer.kind, layer.number, above, layer.inside))
+        found.append(replace(layer, sources=above))
     return tuple(found)
 
 
@@ -66,39 +69,62 @@ def pixels_of(layers: Iterable[Layer]) -> str | None:
     Args:
         layers: each behind its sources. Every path from the images must begin so.
     """
-    said, _ = _said(layers)
-    return "0-255" if said == {True} else None
+    first, _ = _first(layers)
+    return "0-255" if first and all(map(_expects_bytes, first)) else None
 
 
-def _said(layers: Iterable[Layer]) -> tuple[set[bool], bool]:
-    """Returns what the first layers of each path say, and True if the images reach the last one.
+def normalization_of(layers: Iterable[Layer]) -> tuple[tuple[float, ...], float] | None:
+    """Returns the means of the channels and the standard deviation over all of the values that a Normalization is for.
 
-    A layer says True if it expects bytes.
+    Args:
+        layers: each behind its sources.
+
+    Returns:
+        One mean where it has one for all channels; None if another layer comes first, or several do, or if its numbers are
+        unknown.
     """
-    reached, said, through = set[str](), set[bool](), False
+    import numpy as np
+
+    first, _ = _first(layers)
+    if len(first) != 1 or first[0].kind != "Normalization" or first[0].number is None or first[0].spread is None:
+        return None
+    mean, spread = (np.asarray(value, np.float64) for value in (first[0].number, first[0].spread))
+    means = tuple(mean.reshape(-1, mean.shape[-1]).mean(axis=0).tolist()) if mean.ndim else (float(mean),)
+    return means, float(np.sqrt(np.mean(spread**2) + mean.var()))
+
+
+def _first(layers: Iterable[Layer]) -> tuple[list[Layer], bool]:
+    """Returns the first layer of each path that says something, and True if the images reach the last one."""
+    reached, found, through = set[str](), list[Layer](), False
     for layer in layers:
         through = not layer.sources or bool(reached & layer.sources)
         if not through:
             continue
         if layer.inside:
-            inner, through = _said(layer.inside)
-            said |= inner
+            inner, through = _first(layer.inside)
+            found += inner
         elif layer.kind not in PASSED and not layer.kind.startswith("Random"):
-            said.add(_expects_bytes(layer))
+            found.append(layer)
             through = False
         if through:
             reached.add(layer.name)
-    return said, through
+    return found, through
 
 
 def _expects_bytes(layer: Layer) -> bool:
-    """Returns True if only values of 0 to 255 make sense before a layer."""
+    """Returns True if only values of 0 to 255 make sense before a layer.
+
+    A Normalization may have been adapted to values of any scale: its mean and standard deviation show them.
+    """
     if layer.kind in SHIFTS:
-        return _largest(layer.number, -1.0 if layer.kind == "Add" else 1.0) >= SMALLEST_SHIFT
+        return SMALLEST_SHIFT <= _largest(layer.number, -1.0 if layer.kind == "Add" else 1.0) <= LARGEST_SHIFT
     size = max(_largest(layer.number, 1.0), _largest(layer.number, -1.0))
+    if layer.kind == "Normalization":
+        spread = _largest(layer.spread, 1.0)
+        return size <= LARGEST_SHIFT and 1 / LARGEST_SCALE <= max(size, spread) <= 1 / SMALLEST_SCALE
     if layer.kind in {"TrueDivide", "Divide"}:
-        return size >= 1 / LARGEST_SCALE
-    return layer.kind == "Normalization" or (layer.kind in SCALES and 0 < size <= LARGEST_SCALE)
+        return 1 / LARGEST_SCALE <= size <= 1 / SMALLEST_SCALE
+    return layer.kind in SCALES and SMALLEST_SCALE <= size <= LARGEST_SCALE
 
 
 def _largest(number: Any, sign: float) -> float:
@@ -111,16 +137,30 @@ def _largest(number: Any, sign: float) -> float:
         return 0.0
 
 
-def of_architecture(architecture: Any) -> tuple[Layer, ...]:
+def root_of(variance: Any) -> Any:
+    """Returns the standard deviation; None without a variance, or for one that is no number."""
+    import numpy as np
+
+    try:
+        return np.sqrt(np.maximum(np.asarray(variance, np.float64), 0.0))
+    except (TypeError, ValueError, OverflowError):  # of a damaged file
+        return None
+
+
+Adapted = Callable[[str], tuple[Any, Any] | None]
+"""Returns mean and variance of the Normalization of a name, which an adapted one has among the weights; None if unknown."""
+
+
+def of_architecture(architecture: Any, adapted: Adapted = lambda name: None) -> tuple[Layer, ...]:
     """Returns the layers of a serialized model, down to a part that does not have the expected form."""
     config = architecture.get("config") if isinstance(architecture, Mapping) else None
     layers = config.get("layers") if isinstance(config, Mapping) else None
-    found = tuple(_serialized(layers if isinstance(layers, list) else ()))
+    found = tuple(_serialized(layers if isinstance(layers, list) else (), adapted))
     graph = isinstance(config, Mapping) and "input_layers" in config
     return found if graph else chained(found)
 
 
-def _serialized(layers: Iterable[Any]) -> Iterator[Layer]:
+def _serialized(layers: Iterable[Any], adapted: Adapted) -> Iterator[Layer]:
     for index, layer in enumerate(layers):
         inside = layer.get("config") if isinstance(layer, Mapping) else None
         if not isinstance(inside, Mapping):
@@ -130,7 +170,12 @@ def _serialized(layers: Iterable[Any]) -> Iterator[Layer]:
             kind = "Identity"
         name = str(layer.get("name") or inside.get("name") or index)
         sources = frozenset(_sources(layer.get("inbound_nodes")))
-        yield Layer(name, kind, inside.get("scale", _constant(layer)), sources, of_architecture(layer))
+        number, spread = inside.get("scale", _constant(layer)), None
+        if kind == "Normalization":
+            number, variance = (inside.get("mean"), inside.get("variance"))
+            number, variance = (number, variance) if number is not None else adapted(name) or (None, None)
+            spread = root_of(variance)
+        yield Layer(name, kind, number, sources, of_architecture(layer, adapted), spread)
 
 
 def _sources(value: Any) -> Iterator[str]:

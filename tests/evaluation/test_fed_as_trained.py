@@ -5,6 +5,7 @@ Otherwise the command is refused with a remedy.
 
 import json
 import re
+from functools import partial
 
 import keras
 import numpy as np
@@ -12,15 +13,19 @@ import pytest
 from PIL import Image
 
 import kresume
+from kresume.checkpoints.layers import adapted_of
+from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, UsageError
 from kresume.evaluation.evaluate import evaluate
-from kresume.images import conventions
-from kresume.models.pixels import read_convention
+from kresume.images import conventions, inputs
+from kresume.models.pixels import adapted, read_convention
 from kresume.options.resolve import from_arguments
 from kresume.reporter import Reporter
+from kresume.training.plan import candidates
 from kresume.training.plan.images import check_outputs
 from kresume.training.preview import make_plan
 from kresume.values.first_layers import Layer, of_architecture, pixels_of
+from kresume.values.input_layout import RGB
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import run_training
 
@@ -351,6 +356,74 @@ def test_what_the_first_operations_compute_is_read(front, pixels):
     assert read_convention(model) == pixels
     for config in (keras.saving.serialize_keras_object(model), json.loads(model.to_json())):
         assert pixels_of(of_architecture(config)) == pixels
+
+
+SCALES = {"0-255": (1, 0), "0-1": (1 / 255, 0), "-1-1": (1 / 127.5, -1), "torch": (1 / 57, -2.1), "16 bits": (257, 0)}
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("how", ["adapted", "given", "one number", "a pixel each"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_normalization_says_the_scale_that_it_was_made_for(tmp_path, scale, how):
+    """Only one made for bytes expects them: a model that was adapted to x / 255 was fed 0-255, in silence."""
+    factor, shift = SCALES[scale]
+    pictures = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3)).astype("float32")
+    values = pictures * np.float32(factor) + np.float32(shift)
+    options = {"one number": {"axis": None}, "a pixel each": {"axis": (1, 2, 3)}}.get(how, {})
+    layer = keras.layers.Normalization(**options)
+    if how == "given":
+        layer = keras.layers.Normalization(
+            mean=values.mean((0, 1, 2)).tolist(), variance=values.var((0, 1, 2)).tolist()
+        )
+    else:
+        layer.adapt(values)
+    model = keras.Sequential([keras.Input((SIDE, SIDE, 3)), layer, keras.layers.Flatten(), keras.layers.Dense(2)])
+    pixels = "0-255" if scale == "0-255" else None
+    assert read_convention(model) == pixels
+    means, spread = adapted(model)
+    np.testing.assert_allclose((np.mean(means), spread), (values.mean(), values.std()), rtol=1e-3, atol=1e-3)
+    for name in ("m.keras", "m.h5", "m.weights.h5"):
+        (model.save_weights if name == "m.weights.h5" else model.save)(tmp_path / name)
+        state = read_checkpoint(str(tmp_path / name))
+        if name != "m.weights.h5" and how != "given":  # a file of weights has no architecture
+            assert pixels_of(of_architecture(state.architecture)) is None
+        found = partial(adapted_of, state)
+        architecture = keras.saving.serialize_keras_object(model)
+        assert pixels_of(of_architecture(state.architecture or architecture, found)) == pixels
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+@pytest.mark.parametrize("name", ["0-1", "-1-1", "0-255"])
+def test_only_values_to_which_a_layer_was_adapted_are_tried(name, order):
+    """Their size, and the order of their colours where the pictures have more of one."""
+    pictures = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3)).astype("uint8")
+    pictures[..., 0] //= 2
+    way = name if order == "rgb" else f"bgr-{name}"
+    values = np.asarray(inputs.to_input(way, RGB)(pictures))
+    ways = candidates.feedings_of(None, RGB, None, grey=False)
+    found = candidates.as_adapted(ways, pictures, (tuple(values.mean((0, 1, 2)).tolist()), float(values.std())))
+    assert list(found) == [way]
+    assert candidates.as_adapted(ways, pictures, None) == ways
+    assert candidates.as_adapted(ways, pictures, ((5e4,), 1e4)) == ways
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_model_adapted_to_smaller_values_is_fed_them(trained, painted, tmp_path, capsys):
+    """In the plan without images that tell them apart; `eval` asks, and says for which values the layer is."""
+    pictures = np.stack([np.asarray(Image.open(path).resize((SIDE, SIDE))) for path in sorted(painted.rglob("*.png"))])
+    front = keras.layers.Normalization()
+    front.adapt(pictures.astype("float32") / 255)
+    model = keras.Sequential(
+        [keras.Input((SIDE, SIDE, 3)), front, keras.layers.Flatten(), keras.layers.Dense(5, "softmax")]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.save(tmp_path / "m.keras")
+    plan = kresume.plan(tmp_path / "m.keras", data=painted, lr=1e-3, optimizer="adam:reset", quiet=True)
+    assert "pixels:   0-1 (" in str(plan)
+    with pytest.raises(
+        UsageError, match=r"it expects \(its Normalization is for a mean of 0.\d+ and a deviation of 0.\d+\)"
+    ):
+        evaluate(str(tmp_path / "m.keras"), data=painted)
 
 
 @pytest.mark.one_backend(trains=True)

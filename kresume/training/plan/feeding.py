@@ -32,11 +32,12 @@ from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import option
 from kresume.storage.locations import read_range
+from kresume.training.plan import candidates
 from kresume.training.plan.label_order import check_order
 from kresume.training.plan.torch_mapping import verify_mapping
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
-from kresume.values.input_layout import InputLayout, alternatives
+from kresume.values.input_layout import InputLayout
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
@@ -126,8 +127,8 @@ def decide_feeding(
     if old is None:
         if stated is None:
             raise UsageError(
-                "the model has no Rescaling or Normalization layer at its start, so the pixel values that it expects are "
-                f"unknown: give {option('pixels')} ({conventions.SHOWN_NAMES})"
+                "the model has no layer at its start that shows the pixel values that it expects, such as "
+                f"Rescaling(1 / 255): give {option('pixels')} ({conventions.SHOWN_NAMES})"
             )
         return Feeding(stated, layout, spec, reason, notes=notes)
     sample = _sample(old, classes, spec)
@@ -213,11 +214,14 @@ def _probe(
     steps: int | None,
 ) -> Feeding:
     from kresume.models import statistics
+    from kresume.models.pixels import adapted
 
     source, count, labels = str(config.from_), len(sample.labels), sample.labels
-    feedings = _feedings(stated, layout, config.axes, grey=conventions.are_grey(sample.pictures))
+    feedings = candidates.feedings_of(stated, layout, config.axes, grey=conventions.are_grey(sample.pictures))
+    if stated is None:
+        feedings = candidates.as_adapted(feedings, sample.pictures, adapted(model))
     usual = [way for way, (name, _) in feedings.items() if stated or name in conventions.USUAL]
-    twins, louder = _twins(feedings), _louder(feedings)
+    twins, louder = candidates.twins(feedings), candidates.louder(feedings)
 
     def score(ways: Sequence[str], pictures: np.ndarray, averages: Statistics = MOVING, first: int = count) -> Probe:
         fed = {way: partial(inputs.to_input(*feedings[way]), pictures[:first]) for way in ways}
@@ -333,40 +337,6 @@ def _no_winner(source: str, probe: Probe, count: int, and_axes: str) -> str:
         f"{'two' if len(probe.fitting) == 2 else 'several'} pixel conventions fit {source} about equally on {count} old images "
         f"({probe.show(fit)}): give the one that it was trained with as {option('pixels')}{and_axes}"
     )
-
-
-def _feedings(
-    stated: str | None, layout: InputLayout, axes: str | None, *, grey: bool
-) -> dict[str, tuple[str, InputLayout]]:
-    """Returns the (convention, layout) pairs to try, by the option that selects each."""
-    layouts = (layout,) if axes is not None else alternatives(layout)
-    names = (stated,) if stated else conventions.names_for(layout.channels, grey=grey)
-    return {
-        name if each == layouts[0] else f"{name} with axes {each.axes}": (name, each)
-        for each in layouts
-        for name in names
-    }
-
-
-def _twins(feedings: Mapping[str, tuple[str, InputLayout]]) -> list[tuple[str, str]]:
-    """Returns the pairs of candidates whose conventions are twins, in the same layout."""
-    ways = {fed: way for way, fed in feedings.items()}
-    return [
-        (way, ways[other, layout])
-        for way, (name, layout) in feedings.items()
-        for one, other in conventions.TWINS
-        if name == one and (other, layout) in ways
-    ]
-
-
-def _louder(feedings: Mapping[str, tuple[str, InputLayout]]) -> list[tuple[str, str]]:
-    """Returns the pairs in the same layout of which the first gives much larger values."""
-    return [
-        (way, other)
-        for way, (name, layout) in feedings.items()
-        for other, (quiet, same) in feedings.items()
-        if layout == same and conventions.is_louder(name, quiet)
-    ]
 
 
 def _and_axes(feedings: Mapping[str, tuple[str, InputLayout]]) -> str:
