@@ -52,7 +52,7 @@ def layer_table(state: TrainState) -> tuple[LayerRow, ...]:
 
 
 def adapted_of(state: TrainState, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the mean and the variance to which a Normalization was adapted, from the weights of a checkpoint.
+    """Returns mean and variance to which a Normalization was adapted, from a checkpoint's weights.
 
     Args:
         state: the checkpoint.

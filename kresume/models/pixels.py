@@ -92,7 +92,7 @@ def adapted(model: keras.Model) -> tuple[tuple[float, ...], float] | None:
 
 
 def say_adapted(model: keras.Model) -> str:
-    """Returns the values to which a Normalization at the model's start was adapted, for messages; empty without one."""
+    """Returns for messages to which values a Normalization at the model's start was adapted, if it was."""
     found = adapted(model)
     if found is None:
         return ""

@@ -74,7 +74,7 @@ def pixels_of(layers: Iterable[Layer]) -> str | None:
 
 
 def normalization_of(layers: Iterable[Layer]) -> tuple[tuple[float, ...], float] | None:
-    """Returns the means of the channels and the standard deviation over all of the values that a Normalization is for.
+    """Returns the means of the channels and the deviation over all that a Normalization is for.
 
     Args:
         layers: each behind its sources.

@@ -32,7 +32,7 @@ def feedings_of(stated: str | None, layout: InputLayout, axes: str | None, *, gr
 
 
 def as_adapted(feedings: Feedings, pictures: np.ndarray, adapted: tuple[tuple[float, ...], float] | None) -> Feedings:
-    """Returns the feedings whose values are those to which a Normalization was adapted; all if none gives such values.
+    """Returns the feedings whose values are those to which a Normalization was adapted, else all.
 
     Args:
         feedings: by name, the convention and the layout.
