@@ -1,6 +1,6 @@
 """Revives the optimizer of a checkpoint: its class and settings, its rate, its variables.
 
-    saved, note = name_optimizer(state, model, asked="Adam")      # SavedOptimizer, "Adam: amsgrad=True assumed"
+    saved, note = name_optimizer(state, model, asked="Adam")      # SavedOptimizer, "Adam: amsgrad=True, ... assumed"
     optimizer = build_optimizer(model, state, saved)              # with as many variables as the file stores
 
 Training, evaluation and export start here. Some files hold the variables of an optimizer and not its name; then the
@@ -22,6 +22,8 @@ from kresume.models.layouts import rules_of
 from kresume.spelling import option
 from kresume.values.state import SavedOptimizer, TrainState
 
+SHOWN_ELSEWHERE = {"learning_rate", "ema_momentum", "initial_accumulator_value"}
+"""Numbers that are no assumed settings: the rate is in the file, the others matter with averages or before the first step."""
 UNUSED_RATE = 1e-3
 """The rate of an optimizer that gets its own before it trains."""
 
@@ -179,16 +181,21 @@ def _only_form(forms: Sequence[dict[str, Any]], name: str, source: str, accumula
 
 
 def _assumed(name: str, form: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """Describes the assumed settings: those found from slots, and those that leave no trace."""
+    """Describes the assumed settings: those found from slots, and Keras's for what leaves no trace."""
     config = optimizers.make_optimizer(SavedOptimizer(name, dict(form), 0), 1e-3).get_config()
-    silent = {
-        "nesterov": "momentum" in form,
-        "ema_momentum": "use_ema" in form,
-        "weight_decay": config.get("weight_decay"),
+    silent = {"nesterov": "momentum" in form, "ema_momentum": "use_ema" in form}
+    numbers = {
+        key: value
+        for key, value in config.items()
+        if type(value) in (int, float) and key not in SHOWN_ELSEWHERE and (key != "momentum" or value)
     }
-    words = {**form, **{key: config[key] for key, matters in silent.items() if matters and key in config}}
-    said = ", ".join(f"{key}={value}" for key, value in words.items() if key not in given)
-    return f"{name}: {said} assumed" if said else ""
+    words = {**form, **{key: config[key] for key, matters in silent.items() if matters and key in config}, **numbers}
+    said = [
+        f"{key}={value:g}" if type(value) is float else f"{key}={value}"
+        for key, value in words.items()
+        if key not in given
+    ]
+    return f"{name}: {', '.join([*said, 'no clipping'])} assumed"
 
 
 def named_or_compiled(state: TrainState, compiled: Any | None) -> SavedOptimizer | None:

@@ -227,7 +227,7 @@ EXTENDED = [
     (
         "nested-sgd",
         {"model": "tests/helpers/golden_models.py:nested", "optimizer": "sgd"},
-        "SGD: momentum=0.9, nesterov=False assumed",
+        "SGD: momentum=0.9, nesterov=False, no clipping assumed",
     ),
     ("saved-small-adam", {}, "5 weights, 12 optimizer"),
     ("../orbax-0.12.8-jax/nested-adam", {}, "step 3"),

@@ -233,20 +233,26 @@ def test_a_users_own_optimizer_is_found_by_its_registered_name(script, tmp_path)
 def test_what_leaves_no_trace_in_a_file_is_said(script, tmp_path):
     """Settings that leave no trace in a file are assumed to be Keras's defaults, and a line says so.
 
-    These are Nesterov, AdamW's decay and that of averages. An option overrides them.
+    These are Nesterov, AdamW's decay, that of averages, betas, epsilons and clipping. An option overrides them.
     """
+    betas = "beta_1=0.9, beta_2=0.999, epsilon=1e-07"
     for optimizer, name, words in (
-        (keras.optimizers.SGD(1e-2, momentum=0.9), "sgd", "SGD: momentum=0.9, nesterov=False assumed"),
-        (keras.optimizers.AdamW(1e-2), "adamw", "AdamW: weight_decay=0.004 assumed"),
-        (keras.optimizers.Adam(1e-2, use_ema=True), "adam", "Adam: use_ema=True, ema_momentum=0.99 assumed"),
-        (keras.optimizers.Adam(1e-2), "adam", ""),
-    ):
+        (keras.optimizers.SGD(1e-2, momentum=0.9), "sgd", "SGD: momentum=0.9, nesterov=False, no clipping assumed"),
+        (keras.optimizers.SGD(1e-2, clipnorm=1.0), "sgd", "SGD: no clipping assumed"),
+        (keras.optimizers.AdamW(1e-2), "adamw", f"AdamW: weight_decay=0.004, {betas}, no clipping assumed"),
+        (
+            keras.optimizers.Adam(1e-2, use_ema=True), "adam",
+            f"Adam: use_ema=True, ema_momentum=0.99, {betas}, no clipping assumed",
+        ),
+        (keras.optimizers.Adam(1e-2, beta_1=0.5), "adam", f"Adam: {betas}, no clipping assumed"),
+        (keras.optimizers.RMSprop(1e-2, rho=0.5), "rmsprop", "RMSprop: rho=0.9, epsilon=1e-07, no clipping assumed"),
+    ):  # fmt: skip
         trained(script, optimizer).save_weights(tmp_path / "m.weights.h5")
         _, live = parent_of(tmp_path / "m.weights.h5", script, optimizer=name)
-        assert live.summary.endswith(words) if words else "assumed" not in live.summary
+        assert live.summary.endswith(words)
     trained(script, keras.optimizers.AdamW(1e-2)).save_weights(tmp_path / "m.weights.h5")
     _, live = parent_of(tmp_path / "m.weights.h5", script, optimizer="adamw", weight_decay=0.02)
-    assert "assumed" not in live.summary
+    assert live.summary.endswith(f"AdamW: {betas}, no clipping assumed")
 
 
 SCHEDULED = """
@@ -301,7 +307,8 @@ def test_an_export_finds_the_form_of_an_unnamed_optimizer_as_training_does(scrip
     loaded = keras.models.load_model(Path(result.path) / "model.keras")
     assert_same_bytes(numpy(model.optimizer.momentums), numpy(loaded.optimizer.momentums))
     assert (
-        "momentum=0.9, nesterov=False assumed" in json.loads((Path(result.path) / "export.json").read_text())["weights"]
+        "momentum=0.9, nesterov=False, no clipping assumed"
+        in json.loads((Path(result.path) / "export.json").read_text())["weights"]
     )
     with pytest.raises(CheckpointError, match="its state would fit: sgd"):
         export(tmp_path / "m.weights.h5", tmp_path / "other", optimizer="rmsprop", **options)
