@@ -60,6 +60,8 @@ def trained_by_shape(
 ) -> list[str] | None:
     """Finds the weights of slots by shape, if only one choice of layers fits.
 
+    If none does, single weights may have been frozen (`layer.kernel.trainable = False`): then a choice of weights counts.
+
     Args:
         model: built.
         state: the checkpoint.
@@ -67,7 +69,7 @@ def trained_by_shape(
         weights: `id(variable)` -> name of its array.
 
     Returns:
-        The names of the weights' arrays in order; None if no choice of layers fits, or several do.
+        The names of the weights' arrays in order; None if no choice fits, or several do.
     """
     groups = []
     for layer in structure.layers_that_train(model):
@@ -75,11 +77,12 @@ def trained_by_shape(
         groups.append([name for name in found if name is not None])
         if len(groups[-1]) != len(found):
             return None
-    items = [Item(tuple(tuple(state.arrays[name].shape) for name in group), True) for group in groups]
-    chosen = choose(items, shapes)
-    if chosen is None:
-        return None
-    return [name for group, taken in zip(groups, chosen, strict=True) if taken for name in group]
+    for parts in (groups, [[name] for group in groups for name in group]):
+        items = [Item(tuple(tuple(state.arrays[name].shape) for name in part), True) for part in parts]
+        chosen = choose(items, shapes)
+        if chosen is not None:
+            return [name for part, taken in zip(parts, chosen, strict=True) if taken for name in part]
+    return None
 
 
 def pair_leftovers(

@@ -148,9 +148,10 @@ def _of_optimizer(
     begin = f"{state.source}: every weight fits the model, but the state of {name} does not"
     if matched.unsure:
         return (
-            f"{begin}: some layers are frozen, and the file does not record which weights its slots belong to (several "
-            "choices fit); nothing was restored: if the same layers were frozen when the checkpoint was written, confirm that "
-            f"with {_optimizer_option(optimizer, 'keep')}; otherwise start it fresh with {reset}"
+            f"{begin}: the file holds slots for a part of the weights, and does not record for which (several choices fit); "
+            f"nothing was restored: freeze what was frozen when the checkpoint was written ({option('freeze')}, or single weights "
+            f"in the function of {option('model')}), and confirm that with {_optimizer_option(optimizer, 'keep')}; otherwise start "
+            f"it fresh with {reset}"
         )
     lists = slots.slot_lists(optimizer)
     have = {str(slot.path) for listed in lists.values() for slot in listed if slot is not None}

@@ -573,6 +573,59 @@ def test_an_unnamed_optimizer_is_found_whatever_is_frozen_now(zoo, tmp_path):
         name_optimizer(state, model, "Adam", None)
 
 
+def _weight_by_weight(frozen, shape=(5, 4, 3)):
+    """Builds two layers; kernels and biases whose names are in `frozen` do not train, which no file records."""
+    model = keras.Sequential([keras.Input((shape[0],)), *(keras.layers.Dense(size) for size in shape[1:])])
+    for index, role in frozen:
+        getattr(model.layers[index], role).trainable = False
+    return model
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("kind", ["m.keras", "m.weights.h5"])
+@pytest.mark.parametrize("frozen", [[(0, "kernel")], [(1, "bias")], [(0, "kernel"), (1, "kernel")]])
+def test_slots_of_single_weights_that_trained_are_found_by_their_shapes(tmp_path, frozen, kind):
+    """Where only one choice fits they are restored, with the frozen weights' slots fresh under --partial."""
+    model = _weight_by_weight(frozen)
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.train_on_batch(np.ones((2, 5), "float32"), np.ones((2, 3), "float32"))
+    kept = [weight.trainable for weight in model.weights]
+    (model.save if kind == "m.keras" else model.save_weights)(tmp_path / kind)
+    live = _weight_by_weight(())
+    optimizer = keras.optimizers.Adam(0.01)
+    optimizer.build(live.trainable_variables)
+    state = read_checkpoint(tmp_path / kind)
+    saved, _ = name_optimizer(state, live, "Adam", None) if kind == "m.keras" else (state.optimizer, "")
+    state = replace(state, optimizer=replace(saved, class_name="Adam"))
+    with pytest.raises(RestoreError, match=f"holds no slots for {2 * len(frozen)} of 8"):
+        restore.restore(live, state, optimizer=optimizer)
+    restore.restore(live, state, optimizer=optimizer, partial=True)
+    written = iter(model.optimizer._velocities)
+    for weight, trained, slot in zip(live.weights, kept, optimizer._velocities, strict=True):
+        one = np.array(keras.ops.convert_to_numpy(slot))
+        other = keras.ops.convert_to_numpy(next(written)) if trained else np.zeros_like(one)
+        np.testing.assert_array_equal(one, other, err_msg=weight.path)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_slots_of_weights_of_one_shape_are_not_guessed(tmp_path):
+    """Of two equal layers: the message says what would show it, and nothing is restored."""
+    model = _weight_by_weight([(0, "kernel"), (0, "bias")], shape=(4, 4, 4))
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.train_on_batch(np.ones((2, 4), "float32"), np.ones((2, 4), "float32"))
+    model.save(tmp_path / "m.keras")
+    live = _weight_by_weight((), shape=(4, 4, 4))
+    optimizer = keras.optimizers.Adam(0.01)
+    optimizer.build(live.trainable_variables)
+    before = [np.array(keras.ops.convert_to_numpy(each)) for each in (*live.variables, *optimizer.variables)]
+    with pytest.raises(
+        RestoreError, match=r"slots for a part of the weights, .* single weights in the function of --model"
+    ):
+        restore.restore(live, read_checkpoint(tmp_path / "m.keras"), optimizer=optimizer)
+    for one, other in zip(before, (*live.variables, *optimizer.variables), strict=True):
+        np.testing.assert_array_equal(one, keras.ops.convert_to_numpy(other))
+
+
 FREEZING = """
 import keras
 
