@@ -149,9 +149,9 @@ def _of_optimizer(
     if matched.unsure:
         return (
             f"{begin}: the file holds slots for a part of the weights, and does not record for which (several choices fit); "
-            f"nothing was restored: freeze what was frozen when the checkpoint was written ({option('freeze')}, or single weights "
-            f"in the function of {option('model')}), and confirm that with {_optimizer_option(optimizer, 'keep')}; otherwise start "
-            f"it fresh with {reset}"
+            f"nothing was restored: freeze what was frozen when the checkpoint was written ({option('freeze')}, or single "
+            f"weights in the function of {option('model')}), and confirm that with {_optimizer_option(optimizer, 'keep')}; "
+            f"otherwise start it fresh with {reset}"
         )
     lists = slots.slot_lists(optimizer)
     have = {str(slot.path) for listed in lists.values() for slot in listed if slot is not None}
