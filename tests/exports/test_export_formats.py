@@ -22,6 +22,8 @@ from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import CLASSES
 from tests.helpers.runs import assert_same_bytes
 
+pytestmark = pytest.mark.optimized_graphs
+
 SIZE = 12
 WRITTEN: dict[tuple[bool, str], bytes] = {}
 """The files that `trained` has written."""

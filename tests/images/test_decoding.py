@@ -19,7 +19,7 @@ from kresume.values.decode_spec import DecodeSpec
 from tests.helpers import forking
 from tests.helpers.pictures import photo
 
-pytestmark = pytest.mark.one_backend
+pytestmark = [pytest.mark.one_backend, pytest.mark.optimized_graphs]
 
 SPEC = DecodeSpec(16, 16)
 

@@ -34,6 +34,8 @@ from tests.helpers import forking
 from tests.helpers.pictures import CLASSES, write_pictures
 from tests.helpers.runs import TINY, make_interrupted, run_training
 
+pytestmark = pytest.mark.optimized_graphs
+
 SPEC = DecodeSpec(12, 12)
 
 

@@ -38,6 +38,8 @@ from tests.helpers.runs import (
     trained,
 )
 
+pytestmark = pytest.mark.optimized_graphs
+
 # With an epoch's scoring pending, in the middle of the second, and at the end.
 TELLING = (4, -3, -1)
 # In the middle of the last epoch, and with its scoring pending: every kind of state exists by then.
