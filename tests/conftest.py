@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import pytest
 
 from kresume.reporter import Reporter
-from tests.helpers import forking
+from tests.helpers import forking, quick_graphs
 from tests.helpers.paths import REAL_PICTURES
 from tests.helpers.pictures import write_pictures
 
@@ -138,6 +138,23 @@ def pictures(tmp_path_factory):
 def forked_processes():
     """Forks the processes that run exports; see `helpers/forking.py`."""
     forking.install()
+
+
+def _build_graphs_as_marked(node):
+    if quick_graphs.is_used():
+        quick_graphs.build_quickly(optimized=node.get_closest_marker("optimized_graphs") is not None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs_of_a_file(request):
+    """Makes TensorFlow's graphs cheaper, for the fixtures of a file; see `helpers/quick_graphs.py`."""
+    _build_graphs_as_marked(request.node)
+
+
+@pytest.fixture(autouse=True)
+def graphs_of_a_test(request, graphs_of_a_file):
+    """Makes TensorFlow's graphs cheaper, unless the test or its file is marked `optimized_graphs`."""
+    _build_graphs_as_marked(request.node)
 
 
 @pytest.fixture(scope="session", autouse=True)

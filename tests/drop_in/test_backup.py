@@ -351,23 +351,22 @@ def decay(epoch, lr):
     return lr * 0.8
 
 
-@pytest.mark.parametrize(
-    ("extra", "options"),
-    [
-        pytest.param(lambda: [keras.callbacks.LearningRateScheduler(decay)], {}, id="a rate that each epoch lowers"),
-        pytest.param(
-            lambda: [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)],
-            {"optimizer": lambda: keras.optimizers.AdamW(1e-2, use_ema=True, ema_momentum=0.9)},
-            id="averages that each epoch swaps in",
-        ),
-    ],
-)
-def test_callbacks_that_begin_an_epoch_do_so_once(tmp_path, extra, options):
+BEGINNING = {
+    "a rate that each epoch lowers": (lambda: [keras.callbacks.LearningRateScheduler(decay)], {}),
+    "averages that each epoch swaps in": (
+        lambda: [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)],
+        {"optimizer": lambda: keras.optimizers.AdamW(1e-2, use_ema=True, ema_momentum=0.9)},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", few_under_jax(BEGINNING, ["averages that each epoch swaps in"]))
+def test_callbacks_that_begin_an_epoch_do_so_once(tmp_path, kind):
     """A callback's on_epoch_begin counts once, although two processes begin the interrupted epoch.
 
     The first is killed in the validation of an epoch, the second in the middle of the next one.
     """
-
+    extra, options = BEGINNING[kind]
     made = Remade(lambda: build(**{name: make() for name, make in options.items()}))
     trained, history = train(tmp_path / "whole", model=made(), extra=extra())
     expected = arrays_of(trained)

@@ -18,6 +18,8 @@ from kresume.errors import ImagesError, UsageError
 from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import CLASSES, draw, write_pictures
 
+pytestmark = pytest.mark.optimized_graphs
+
 THEIRS = keras.utils.image_dataset_from_directory
 
 

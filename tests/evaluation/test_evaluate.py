@@ -38,7 +38,7 @@ from tests.helpers.pictures import draw, write_pictures
 from tests.helpers.runs import TINY, run_training, trained
 
 CLASSES = ("circle", "square", "stripes")
-pytestmark = pytest.mark.one_backend(trains=True)
+pytestmark = [pytest.mark.one_backend(trains=True), pytest.mark.optimized_graphs]
 
 
 @pytest.fixture(scope="module")

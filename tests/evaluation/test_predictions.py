@@ -34,6 +34,8 @@ from kresume.values.decode_spec import DecodeSpec
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import run_training, trained
 
+pytestmark = pytest.mark.optimized_graphs
+
 OPTIONS = {"model": "convnet", "image_size": "10", "batch_size": 5, "epochs": 2, "val_split": 0.25}
 QUIET = Reporter(quiet=True)
 

@@ -16,7 +16,7 @@ from PIL import Image
 import kresume
 from kresume.errors import UsageError
 
-pytestmark = pytest.mark.one_backend(trains=True)
+pytestmark = [pytest.mark.one_backend(trains=True), pytest.mark.optimized_graphs]
 
 SIDE, FACTOR = 8, 4
 

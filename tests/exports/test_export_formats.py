@@ -18,8 +18,11 @@ from kresume.exports.parity import compare
 from kresume.exports.samples import gather_samples
 from kresume.models.load import Subject, load
 from kresume.reporter import Reporter
+from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import CLASSES
 from tests.helpers.runs import assert_same_bytes
+
+pytestmark = pytest.mark.optimized_graphs
 
 SIZE = 12
 WRITTEN: dict[tuple[bool, str], bytes] = {}
@@ -148,7 +151,7 @@ def test_averages_stay_where_training_left_them(tmp_path, images):
     np.testing.assert_allclose(averaged, np.asarray(raw.predict_on_batch(values)), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["keras", "weights-h5", "tf-checkpoint"])
+@pytest.mark.parametrize("name", few_under_jax(["keras", "weights-h5", "tf-checkpoint"], ["keras", "tf-checkpoint"]))
 def test_a_checkpoint_with_averages_is_verified_on_its_raw_weights(tmp_path, images, name):
     """The scores of the averages were compared with those of the raw weights, and a right export was refused."""
     first = trained(tmp_path / "first.keras", images, ema=True)

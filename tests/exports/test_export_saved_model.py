@@ -31,6 +31,8 @@ from tests.helpers.gifs import gif
 from tests.helpers.pictures import CLASSES, draw
 from tests.helpers.runs import TINY, run_training
 
+pytestmark = pytest.mark.optimized_graphs
+
 MODEL = """
 import keras
 

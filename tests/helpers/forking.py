@@ -28,6 +28,7 @@ from multiprocessing import connection as waiting
 from pathlib import Path
 from typing import NoReturn
 
+from tests.helpers import quick_graphs
 from tests.helpers.paths import ROOT
 
 SCRIPTS = ROOT / "kresume" / "runtimes" / "scripts"
@@ -76,7 +77,8 @@ def start(command, *, env=None, cwd=None):
     environment = {name: str(value) for name, value in (os.environ if env is None else env).items()}
     ours = words[0] == "-m" and words[1].startswith("kresume")
     address = _address("kresume" if ours else "frameworks", environment)
-    return Forked(address, {"words": words, "env": environment, "cwd": str(cwd or Path.cwd())})
+    asked = {"words": words, "env": environment, "cwd": str(cwd or Path.cwd()), "optimized": quick_graphs.optimized()}
+    return Forked(address, asked)
 
 
 class Forked:
@@ -190,6 +192,7 @@ def become(request) -> NoReturn:
     sys.path += [path for path in request["env"].get("PYTHONPATH", "").split(os.pathsep) if path not in sys.path]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.fsync = lambda descriptor: None  # as in `conftest`
+    quick_graphs.build_quickly(optimized=request["optimized"])
     code = 0
     try:
         _execute(request["words"])

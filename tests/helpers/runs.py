@@ -22,6 +22,7 @@ from kresume.options.resolve import from_arguments
 from kresume.reporter import Reporter
 from kresume.training.loop import callbacks
 from kresume.training.resume import train
+from tests.helpers import quick_graphs
 from tests.helpers.pictures import write_pictures
 
 TINY = {"image_size": "10", "batch_size": 5, "epochs": 2, "val_split": 0.25}
@@ -47,7 +48,8 @@ def trained(out, *, every_snapshot=False, **arguments) -> Path:
     root = out.parent if out.is_absolute() else Path.cwd()
     own = {"checkpoint", "from_", "imports"} & arguments.keys() or ".py" in str(arguments.get("model"))
     asked = json.dumps(arguments, sort_keys=True, default=str).replace(str(root), "ROOT")
-    key = hashlib.sha256(f"{every_snapshot} {asked} {_digest_of_images(root, arguments)}".encode()).hexdigest()
+    how = f"{every_snapshot} {quick_graphs.optimized()}"
+    key = hashlib.sha256(f"{how} {asked} {_digest_of_images(root, arguments)}".encode()).hexdigest()
     kept = Path(os.environ["KRESUME_TEST_STORE"]) / key
     if own or not kept.exists():
         with pytest.MonkeyPatch.context() as patch:

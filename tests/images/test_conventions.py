@@ -8,7 +8,7 @@ from kresume.errors import UsageError
 from kresume.images import conventions
 from kresume.images.conventions import Affine, find_affine, names_for, parse_statistics, to_model_function
 
-pytestmark = pytest.mark.one_backend
+pytestmark = [pytest.mark.one_backend, pytest.mark.optimized_graphs]
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
 FLOATS = PICTURES.astype(np.float32)

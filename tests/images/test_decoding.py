@@ -1,6 +1,7 @@
 """Tests decoding: equal pixels from every format, a reason for every other file, bounded memory."""
 
 import csv
+import functools
 import io
 import sys
 
@@ -18,7 +19,7 @@ from kresume.values.decode_spec import DecodeSpec
 from tests.helpers import forking
 from tests.helpers.pictures import photo
 
-pytestmark = pytest.mark.one_backend
+pytestmark = [pytest.mark.one_backend, pytest.mark.optimized_graphs]
 
 SPEC = DecodeSpec(16, 16)
 
@@ -39,12 +40,19 @@ def near(data, expected, most=3.0):
     return abs(decode.decode(data, SPEC).astype(int) - small).mean() < most
 
 
+@functools.cache
+def graph_of(spec):
+    """Returns the graph with which a served model decodes; tracing it takes half a second."""
+    return tf.function(
+        lambda encoded: decode_graph.pixels(encoded, spec),
+        input_signature=[tf.TensorSpec([], tf.string)],
+        autograph=False,
+    )
+
+
 def as_a_graph(data, spec):
     """Decodes as a served model does."""
-    function = tf.function(
-        lambda encoded: decode_graph.pixels(encoded, spec), input_signature=[tf.TensorSpec([], tf.string)]
-    )
-    return function(data).numpy()
+    return graph_of(spec)(data).numpy()
 
 
 def negative(picture):
@@ -125,16 +133,13 @@ def test_a_served_model_gets_the_pixels_that_training_saw(kind, mode, as_it_is):
 
     Files that TensorFlow cannot decode are encoded again; others are served as they are.
     """
-    import tensorflow as tf
-
     image = Image.fromarray(photo(4))
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
     data = as_file(image if mode == "I;16" else image.convert(mode), kind)
     served = decode.as_served(data, SPEC)
     assert (served is data) == as_it_is
-    graph = tf.function(lambda encoded: decode_graph.pixels(encoded, SPEC), autograph=False)
-    assert graph(tf.constant(served)).numpy().tobytes() == decode.decode(data, SPEC).tobytes()
+    assert as_a_graph(served, SPEC).tobytes() == decode.decode(data, SPEC).tobytes()
 
 
 @pytest.mark.parametrize("tall", [32, 33])

@@ -1,5 +1,6 @@
 """Tests the images wing: sources, decoding, cache, manifest and pipeline."""
 
+import functools
 import gc
 import hashlib
 import io
@@ -19,7 +20,7 @@ from kresume.backend.hosts import Process
 from kresume.checkpoints import snapshot
 from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.caches import open_cache
-from kresume.images import augment, containers, conventions, decode, headers, manifest, merging, pipeline
+from kresume.images import augment, containers, conventions, decode, decode_graph, headers, manifest, merging, pipeline
 from kresume.images.cache import Cache
 from kresume.images.order import Order
 from kresume.images.prepare import prepare
@@ -32,6 +33,8 @@ from kresume.values.decode_spec import DecodeSpec
 from tests.helpers import forking
 from tests.helpers.pictures import CLASSES, write_pictures
 from tests.helpers.runs import TINY, make_interrupted, run_training
+
+pytestmark = pytest.mark.optimized_graphs
 
 SPEC = DecodeSpec(12, 12)
 
@@ -122,6 +125,14 @@ def test_what_is_no_source_says_what_was_expected(tmp_path, quiet, make, words):
 # Decoding
 
 
+@functools.cache
+def orientation_in_a_graph():
+    """Returns the graph that finds a file's orientation, traced once."""
+    import tensorflow as tf
+
+    return tf.function(containers.orientation, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.one_backend
@@ -133,7 +144,7 @@ def test_exif_orientation_is_applied_inside_the_graph(orientation, kind):
     exif[containers.ORIENTATION_TAG] = orientation
     options = {"quality": 95} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
     data = encoded(gradient(), kind, exif=exif, **options)
-    assert int(containers.orientation(tf.constant(data))) == orientation
+    assert int(orientation_in_a_graph()(tf.constant(data))) == orientation
     from PIL import ImageOps
 
     upright = (
@@ -179,7 +190,10 @@ def test_keraspad_is_what_keras_pads(tmp_path, size):
 @pytest.mark.one_backend
 def test_every_way_of_resizing_gives_the_size_asked_for(resize, interpolation, size):
     """Every way of resizing gives the requested size: enlarging, and shrinking one side beside that."""
-    picture = decode.decode(encoded(gradient(*size)), DecodeSpec(30, 50, resize, interpolation))
+    import tensorflow as tf
+
+    resize_one = decode_graph.resizer(DecodeSpec(30, 50, resize, interpolation))
+    picture = resize_one(tf.constant(gradient(*size))).numpy()
     assert picture.shape == (30, 50, 3)
     assert picture.max() > 100
 

@@ -19,7 +19,7 @@ from kresume.values.decode_spec import DecodeSpec
 from tests.helpers.gifs import blocks, gif
 from tests.helpers.pictures import photo
 
-pytestmark = pytest.mark.one_backend
+pytestmark = [pytest.mark.one_backend, pytest.mark.optimized_graphs]
 
 WHOLE, SMALL, MOVED = (0, 0, 20, 16), (0, 0, 9, 7), (6, 5, 9, 7)
 LONG = b"!\xfe" + blocks(b"c," * 3000) + b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"

@@ -13,6 +13,8 @@ from kresume.images.pipeline import training_dataset
 from kresume.images.tf_data import array_of, for_fit
 from kresume.images.waiting import Waiting, asked_ahead, batch_times
 
+pytestmark = pytest.mark.optimized_graphs
+
 
 def small_model() -> keras.Model:
     """Returns a compiled model of pictures of 8 pixels, the same each time."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kresume.models import own_counts, slots
+from tests.helpers.backends import few_under_jax
 
 CLASSES = ["Adam", "AdamW", "Nadam", "Adamax", "Lamb", "RMSprop", "Adafactor"]
 BEFORE, STEPS = 50, 4
@@ -55,8 +56,15 @@ def test_fresh_slots_step_as_a_fresh_optimizers_do(name, accumulate):
     assert int(optimizer._iterations) == BEFORE + STEPS
 
 
-@pytest.mark.parametrize("name", ["Adam", "AdamW", "Nadam", "Adamax", "Lamb", "RMSprop"])
-@pytest.mark.parametrize(("before", "now", "begun"), [(1, 3, 7), (2, 1, 12), (2, 4, 10), (4, 3, 9)])
+COUNTED = ["Adam", "AdamW", "Nadam", "Adamax", "Lamb", "RMSprop"]
+CHANGES = [(1, 3, 7), (2, 1, 12), (2, 4, 10), (4, 3, 9)]
+EACH_ONCE = [(name, *CHANGES[index % len(CHANGES)]) for index, name in enumerate(COUNTED)]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now", "begun"),
+    few_under_jax([(name, *change) for name in COUNTED for change in CHANGES], EACH_ONCE),
+)
 def test_slots_continue_at_their_update_under_another_number_of_batches(name, before, now, begun):
     """The count of batches was divided by the new number: the bias of Adam's moments was corrected as at another update."""
 

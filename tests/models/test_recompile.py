@@ -13,6 +13,7 @@ from kresume.models.losses import choose_loss, compiled_by_function
 from kresume.models.optimizers import describe
 from kresume.options.resolve import from_arguments
 from kresume.training.preview import make_plan
+from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import CLASSES
 from tests.helpers.runs import run_training
 
@@ -102,7 +103,7 @@ def test_a_setting_of_another_form_is_named(tmp_path, setting):
         build_model(str(path), state=None, num_classes=3, image_size=None)
 
 
-@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.mark.parametrize("suffix", few_under_jax(["keras", "h5"], ["h5"]))
 def test_weights_and_the_compiled_file_train_on_as_plain_keras_does(tmp_path, pictures, quiet, suffix):
     """`.weights.h5` beside the compiled file of the same training: loss, settings and rate are those of the file."""
     model = network(adamw())

@@ -14,6 +14,8 @@ from kresume.errors import UsageError
 from tests.helpers import forking
 from tests.helpers.runs import assert_same_bytes
 
+pytestmark = pytest.mark.optimized_graphs
+
 BATCH, STEPS = 4, 3
 
 

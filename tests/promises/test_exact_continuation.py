@@ -24,6 +24,7 @@ from kresume.training import resume
 from kresume.training.loop import callback_state, callbacks, scoring
 from kresume.training.resume import train
 from tests.helpers import forking
+from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import (
     TINY,
@@ -36,6 +37,8 @@ from tests.helpers.runs import (
     stopped_by,
     trained,
 )
+
+pytestmark = pytest.mark.optimized_graphs
 
 # With an epoch's scoring pending, in the middle of the second, and at the end.
 TELLING = (4, -3, -1)
@@ -244,9 +247,10 @@ def test_what_a_callback_remembers_keeps_its_type_and_every_digit():
         assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
 
 
-@pytest.mark.parametrize(
-    ("place", "number", "code"), [("last-step", signal.SIGTERM, 75), ("in-the-middle", signal.SIGINT, 130)]
-)
+STOPPED = [("last-step", signal.SIGTERM, 75), ("in-the-middle", signal.SIGINT, 130)]
+
+
+@pytest.mark.parametrize(("place", "number", "code"), few_under_jax(STOPPED, STOPPED[:1]))
 def test_stopped_by_a_signal_it_continues_exactly(monkeypatch, tmp_path, pictures, place, number, code):
     """A run stopped by SIGTERM or Ctrl-C writes a snapshot, exits with its code and continues exactly.
 
@@ -271,7 +275,11 @@ def test_stopped_by_a_signal_it_continues_exactly(monkeypatch, tmp_path, picture
     assert lines_without_time(whole) == lines_without_time(out)
 
 
-@pytest.mark.parametrize("options", [{}, {"ema": 0.9}], ids=["statistics", "averages"])
+@pytest.mark.parametrize(
+    "options",
+    few_under_jax([{}, {"ema": 0.9}], [{"ema": 0.9}]),
+    ids=lambda options: "averages" if options else "statistics",
+)
 def test_stopped_while_scoring_it_scores_again(monkeypatch, tmp_path, pictures, options):
     """A run stopped while scoring keeps its last step and scores again.
 

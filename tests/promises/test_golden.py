@@ -21,6 +21,8 @@ from tests.golden.models import images_and_labels
 from tests.helpers.backends import few_under_jax
 from tests.helpers.paths import GOLDENS
 
+pytestmark = pytest.mark.optimized_graphs
+
 FOLDERS = sorted(path.parent for path in GOLDENS.glob("*/*/expected.json"))
 BARE = {"weights-h5", "weights-json", "backup"}
 FEW = [

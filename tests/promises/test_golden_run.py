@@ -14,6 +14,8 @@ from tests.helpers.golden_run import HERE, continue_and_extend
 from tests.helpers.paths import GOLDENS
 from tests.helpers.runs import assert_same_bytes, move
 
+pytestmark = pytest.mark.optimized_graphs
+
 GOLDEN = GOLDENS / "runs" / "0.1.0"
 MACHINE = ("cpu", "cpu_kind", "threads", "backend", "device", "devices")
 LIBRARIES = ("keras", "tensorflow", "jax", "jaxlib", "numpy")

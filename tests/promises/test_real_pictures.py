@@ -6,6 +6,8 @@ from kresume.demo import write_digits
 from tests.helpers.paths import REAL_PICTURES
 from tests.helpers.runs import run_training
 
+pytestmark = pytest.mark.optimized_graphs
+
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):

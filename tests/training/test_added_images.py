@@ -603,6 +603,7 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.optimized_graphs
 def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures):
     """A process killed by SIGKILL continues by the same command to the bytes of an undisturbed one.
 
