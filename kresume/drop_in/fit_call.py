@@ -29,6 +29,7 @@ from kresume.drop_in.earlier_epochs import EarlierEpochs
 from kresume.drop_in.earlier_validations import EarlierValidations
 from kresume.drop_in.stream import Stream, reason_not_followed
 from kresume.errors import UsageError
+from kresume.images.iterators import guard
 
 FRAMES = 12
 ARGUMENTS = ("class_weight", "sample_weight", "shuffle", "steps_per_epoch", "validation_freq", "validation_split")
@@ -200,6 +201,8 @@ def find() -> FitCall | None:
             iterator = given["epoch_iterator"]
             steps = iterator.num_batches
             x, reference = given.get("x"), weakref.ref(iterator)
+            if hasattr(x, "element_spec"):
+                guard()
             first = int(given.get("initial_epoch") or 0)
             earlier = EarlierEpochs(x, iterator, known=bool(steps), first=first)
             validations = EarlierValidations(
