@@ -29,6 +29,7 @@ from kresume.drop_in.earlier_epochs import EarlierEpochs
 from kresume.drop_in.earlier_validations import EarlierValidations
 from kresume.drop_in.stream import Stream, reason_not_followed
 from kresume.errors import UsageError
+from kresume.images.iterators import guard
 
 FRAMES = 12
 ARGUMENTS = ("class_weight", "sample_weight", "shuffle", "steps_per_epoch", "validation_freq", "validation_split")
@@ -175,6 +176,8 @@ class FitCall:
         self.earlier.ended(kept)
         self.validations.ended(kept)
         self.draws.ended()
+        # They reference each other where an epoch was cut: tf.data's would read ahead until they are collected as garbage.
+        self.iterator._epoch_iterator = self.iterator._current_iterator = None
 
     def lived_through(self, folder: str) -> None:
         """Counts what a `fit` of this process that kept its backups in a folder drew from the same data."""
@@ -198,6 +201,8 @@ def find() -> FitCall | None:
             iterator = given["epoch_iterator"]
             steps = iterator.num_batches
             x, reference = given.get("x"), weakref.ref(iterator)
+            if hasattr(x, "element_spec"):
+                guard()
             first = int(given.get("initial_epoch") or 0)
             earlier = EarlierEpochs(x, iterator, known=bool(steps), first=first)
             validations = EarlierValidations(

@@ -1,7 +1,8 @@
 """Sets the options of kresume's tf.data datasets, and hands their batches over without a copy.
 
     data = without_autotuner(tf.data.Dataset.range(8).map(load, num_parallel_calls=THREADS))
-    model.fit(for_fit(data), ...)
+    with for_fit(data) as batches:
+        model.fit(batches, ...)
 
 TensorFlow's autotuner runs one thread per active iterator. The thread sleeps between rounds, eventually for up to a
 minute, and destroying the iterator waits until the sleep ends: this delays the end of an epoch, a test or a whole
@@ -12,14 +13,15 @@ number of parallel calls explicitly, so there is nothing to tune.
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 from collections.abc import Iterator
-from functools import cache
+from contextlib import contextmanager
+from types import GeneratorType
 from typing import Any
 
 import numpy as np
+
+from kresume.images.iterators import ended_after, guard
 
 READERS = 2
 """Batches that are read in parallel; reading one batch uses threads itself."""
@@ -34,7 +36,7 @@ def without_autotuner(data: Any) -> Any:
     """
     import tensorflow as tf
 
-    _drop_iterators_at_exit()
+    guard()
     options = tf.data.Options()
     options.autotune.enabled = False
     return data.with_options(options)
@@ -45,21 +47,33 @@ def array_of(tensor: Any) -> np.ndarray:
     return np.asarray(memoryview(tensor))
 
 
-def for_fit(data: Any) -> Any:
-    """Returns what Keras's `fit` takes batches of a dataset from.
+@contextmanager
+def for_fit(data: Any) -> Iterator[Any]:
+    """Lends Keras's `fit` batches of a dataset, and ends what reads them ahead, however `fit` ends.
 
     Under JAX Keras copies each batch in the thread that drives the device: for 128 pictures of 224 pixels 77 MB, which takes
     longer than the step itself on a fast GPU. Here JAX gets TensorFlow's own memory, and keeps it until the batch is on the
     device.
 
     Args:
-        data: a `tf.data.Dataset`; under TensorFlow it is returned as it is, and so is what is no dataset, such as batches with
-            a teacher's answers.
+        data: a `tf.data.Dataset`, or what is none, such as a generator of batches with a teacher's answers, which is lent as
+            it is.
+
+    Yields:
+        What `fit` takes.
     """
     import keras
     import tensorflow as tf
 
-    return _shared(data) if keras.config.backend() == "jax" and isinstance(data, tf.data.Dataset) else data
+    if isinstance(data, tf.data.Dataset):
+        with ended_after(data) as lent:
+            yield _shared(lent) if keras.config.backend() == "jax" else lent
+        return
+    try:
+        yield data
+    finally:
+        if isinstance(data, GeneratorType):
+            data.close()
 
 
 def _shared(data: Any) -> Any:
@@ -74,21 +88,3 @@ def _shared(data: Any) -> Any:
                 yield keras.tree.map_structure(array_of, batch)
 
     return SharedMemory(data)
-
-
-@cache
-def _drop_iterators_at_exit() -> None:
-    """Lets a process end in which an iterator is still referenced.
-
-    TensorFlow waits for the iterator's threads when Python destroys it at its end. By then these threads can no longer run the
-    Python function that reads a batch, so both would wait forever. Before that they can.
-    """
-    atexit.register(_drop_iterators)
-
-
-def _drop_iterators() -> None:
-    from tensorflow.python.data.ops.iterator_ops import OwnedIterator
-
-    gc.unfreeze()  # frozen objects are not listed
-    for found in [each for each in gc.get_objects() if type(each) is OwnedIterator]:
-        found._iterator_resource = None

@@ -118,14 +118,15 @@ def _measure(model: Any, dataset: Any, amount: Amount) -> tuple[float, float, in
     per_execution = amount.steps_per_execution
     calls = max(FEW + 1, min(MANY, amount.steps // per_execution))
     ends = [time.perf_counter()]
-    model.fit(
-        for_fit(dataset),
-        epochs=1,
-        steps_per_epoch=calls * per_execution,
-        callbacks=[Clock()],
-        verbose=0,
-        shuffle=False,
-    )
+    with for_fit(dataset) as batches:
+        model.fit(
+            batches,
+            epochs=1,
+            steps_per_epoch=calls * per_execution,
+            callbacks=[Clock()],
+            verbose=0,
+            shuffle=False,
+        )
     model.stop_training = False
     tried = (len(ends) - 2) * per_execution
     return ends[1] - ends[0], (ends[-1] - ends[1]) / tried, tried

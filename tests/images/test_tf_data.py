@@ -55,7 +55,8 @@ def test_a_model_trains_on_them_as_on_the_dataset():
     """Equal bytes, under both backends."""
     models = [small_model(), small_model()]
     models[0].fit(batches(), steps_per_epoch=12, verbose=0, shuffle=False)
-    models[1].fit(for_fit(batches()), steps_per_epoch=12, verbose=0, shuffle=False)
+    with for_fit(batches()) as data:
+        models[1].fit(data, steps_per_epoch=12, verbose=0, shuffle=False)
     for one, other in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
         assert one.tobytes() == other.tobytes()
 
@@ -63,7 +64,8 @@ def test_a_model_trains_on_them_as_on_the_dataset():
 def test_what_is_no_dataset_is_handed_on():
     """A teacher's answers come beside the batches, from a generator."""
     made = iter(batches())
-    assert for_fit(made) is made
+    with for_fit(made) as lent:
+        assert lent is made
 
 
 def test_slow_pictures_show_where_keras_asks_for_them_ahead(monkeypatch):
@@ -84,5 +86,6 @@ def test_slow_pictures_show_where_keras_asks_for_them_ahead(monkeypatch):
             time.sleep(0.01)
             waiting.step_done(batch + 1)
 
-    small_model().fit(for_fit(batches(0.1)), steps_per_epoch=40, verbose=0, shuffle=False, callbacks=[Steps()])
+    with for_fit(batches(0.1)) as data:
+        small_model().fit(data, steps_per_epoch=40, verbose=0, shuffle=False, callbacks=[Steps()])
     assert waiting.share() > 0.4

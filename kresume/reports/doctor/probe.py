@@ -132,7 +132,8 @@ def training() -> dict[str, Any]:
             if len(ends) > 3 and ends[-1] - ends[2] > SECONDS:
                 model.stop_training = True
 
-    model.fit(for_fit(batches), steps_per_epoch=500, epochs=1, verbose=0, shuffle=False, callbacks=[Clock()])
+    with for_fit(batches) as lent:
+        model.fit(lent, steps_per_epoch=500, epochs=1, verbose=0, shuffle=False, callbacks=[Clock()])
     speed = BATCH * (len(ends) - 3) / (ends[-1] - ends[2])
     return {"backend": backend, "device": backend_devices()[0], "trained": speed, "first": ends[1] - ends[0]}
 

@@ -344,12 +344,13 @@ def fit(
     while not progress.done:
         keeper.images_changed = False
         lengths = [end - begin for begin, end in zip((0, *boundaries), boundaries, strict=False)]
-        model.fit(
-            for_fit(dataset_from(progress.step)),
-            initial_epoch=progress.epoch,
-            epochs=len(boundaries),
-            steps_per_epoch=max(lengths),
-            callbacks=everything,
-            verbose=0,
-            shuffle=False,
-        )
+        with for_fit(dataset_from(progress.step)) as batches:
+            model.fit(
+                batches,
+                initial_epoch=progress.epoch,
+                epochs=len(boundaries),
+                steps_per_epoch=max(lengths),
+                callbacks=everything,
+                verbose=0,
+                shuffle=False,
+            )
