@@ -27,7 +27,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
         ImagesError: if the folder is empty, or holds images without class folders.
     """
     given, tree = source.given, OnDisk(source.path, source.follow_links)
-    folders, notes = class_folders.find(tree, source)
+    folders, notes, tops = class_folders.find(tree, source)
     left_out: Counter[str] = Counter()
     found: list[Found] = []
     gone: list[Quarantined] = []
@@ -49,7 +49,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
         others = "".join(f": {note.rpartition(': ')[2]} there" for note in skipped[:1])
         others += f"; {counted(len(gone), 'link')} to files that are not there" if gone else ""
         raise ImagesError(f"{given} has the class folders {', '.join(classes)}, but they contain no images{others}")
-    return Listing(tuple(found), (*notes, *skipped), classes, tuple(gone))
+    return Listing(tuple(found), (*notes, *skipped), classes, tuple(gone), tops=tops)
 
 
 def walk_without_classes(source: Source, left_out: Counter[str]) -> Iterator[Found]:

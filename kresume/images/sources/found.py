@@ -130,6 +130,29 @@ class Quarantined:
 
 
 @dataclass(frozen=True)
+class Top:
+    """Names a single folder above the class folders of a source, which was skipped.
+
+    Attributes:
+        given: the source as the user gave it.
+        path: the folder's path in it.
+        name: the folder's name.
+        inside: names of the folders in it.
+        classes: names of the class folders below it.
+        way: what to give to have it skipped; empty in an archive.
+        last: True if the class folders are directly in it.
+    """
+
+    given: str
+    path: str
+    name: str
+    inside: tuple[str, ...]
+    classes: tuple[str, ...]
+    way: str
+    last: bool
+
+
+@dataclass(frozen=True)
 class Listing:
     """Holds the images of sources.
 
@@ -141,6 +164,7 @@ class Listing:
         known: facts that the source itself has recorded.
         moved: the folders of `Source.moves` from which images of a list have moved.
         examples: True if some of them are examples of a TFRecord.
+        tops: the single folders above the class folders of one source, the highest first.
     """
 
     files: tuple[Found, ...]
@@ -150,6 +174,7 @@ class Listing:
     known: Known = field(default_factory=dict)
     moved: frozenset[str] = frozenset()
     examples: bool = False
+    tops: tuple[Top, ...] = ()
 
     @property
     def numbered(self) -> bool:
@@ -171,6 +196,7 @@ class Source:
         labelled: False lists every image, those without a label and those for testing too, all under `NO_CLASS`.
         tests: True lists the images for testing too.
         moves: where the images of a list have moved.
+        classes: known names of classes. A single top folder of such a name is a class.
     """
 
     path: str
@@ -182,3 +208,4 @@ class Source:
     labelled: bool = True
     tests: bool = False
     moves: Moves = NOTHING
+    classes: frozenset[str] = frozenset()

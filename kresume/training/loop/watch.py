@@ -209,6 +209,7 @@ class Watch:
                     features=parse_features(self._config.feature),
                     memory=listings_of(self._config.cache),
                     moves=Moves.parse(self._config.remap),
+                    known=self._classes,
                 )
             except (ImagesError, OSError) as error:
                 self._say(f"{path} cannot be listed now ({error}): {AGAIN}")

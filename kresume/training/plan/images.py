@@ -32,6 +32,7 @@ from kresume.runs import dropped_by
 from kresume.spelling import counted, option, respelled
 from kresume.tasks.table import class_count
 from kresume.training.plan.growth import ways_on
+from kresume.training.plan.known_classes import known_classes
 from kresume.training.plan.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
 
@@ -90,6 +91,7 @@ def _listed(config: TrainConfig, reporter: Reporter, *, writes: bool = True) -> 
         memory=listings_of(config.cache),
         writes=writes,
         moves=Moves.parse(config.remap),
+        known=known_classes(config, None),
     )
 
 
