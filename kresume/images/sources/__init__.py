@@ -131,7 +131,7 @@ def joined(listed: Sequence[Listed]) -> Listing:
     notes: list[str] = []
     classes: set[str] = set()
     quarantine: list[Quarantined] = []
-    known: dict[str, tuple[int, int, Facts]] = {}
+    known: dict[str, tuple[locations.Version, Facts]] = {}
     moved: set[str] = set()
     examples = False
     for each in listed:

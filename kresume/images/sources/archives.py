@@ -133,7 +133,8 @@ def list_zip(source: Source, advance: Advance) -> Listing:
 
 
 def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes], unread: Counter[str]) -> Listing:
-    given, facts = source.given, locations.stat(source.path)
+    given = source.given
+    size, time, stamp = locations.version(locations.stat(source.path))
     notes = [f"{given}: {counted(count, 'member')} left out: {reason}" for reason, count in sorted(unread.items())]
     last = _last(members)
     if len(last) < len(members):
@@ -166,13 +167,14 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
             source.path,
             labels[member.name][0],
             given,
-            facts.st_size,
-            facts.st_mtime_ns,
+            size,
+            time,
             labels[member.name][1],
             member.offset,
             member.length,
             member.coding,
             member.name,
+            stamp=stamp,
             numbered=numbered,
         )
         for member in last.values()

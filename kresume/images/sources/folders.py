@@ -39,7 +39,8 @@ def list_source(source: Source, advance: Advance) -> Listing:
             except FileNotFoundError:
                 gone.append(Quarantined(entry.path, folder.label, "it is a link to a file that is not there"))
                 continue
-            found.append(Found(entry.path, folder.label, given, facts.st_size, facts.st_mtime_ns, folder.split))
+            size, time, stamp = locations.version(facts)
+            found.append(Found(entry.path, folder.label, given, size, time, folder.split, stamp=stamp))
     skipped = describe_left_out(left_out, given)
     classes = tuple(sorted({folder.label for folder in folders}))
     without = sorted(set(classes) - {each.label for each in found})
@@ -65,7 +66,8 @@ def walk_without_classes(source: Source, left_out: Counter[str]) -> Iterator[Fou
         except FileNotFoundError:
             left_out[NOWHERE] += 1
             continue
-        yield Found(entry.path, NO_CLASS, source.given, facts.st_size, facts.st_mtime_ns)
+        size, time, stamp = locations.version(facts)
+        yield Found(entry.path, NO_CLASS, source.given, size, time, stamp=stamp)
 
 
 def count_without_classes(source: Source) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume.images.sources.moves import NOTHING, Moves
+from kresume.storage.locations import Version
 
 ONE_LABEL = (
     "kresume trains one image to one label; for several labels per image use kresume.BackupAndRestore in your own fit"
@@ -45,6 +46,7 @@ class Found:
         coding: `""` for uncompressed bytes, `"deflate"` for a compressed member of a zip, or one of `STREAM_CODINGS`.
         member: its name inside an archive; empty for a file of its own.
         extra: further columns of a list, as a JSON object; empty for none.
+        stamp: what else tells a changed file, see `locations.version`; 0 if it is unknown.
         numbered: True if the label is the number of an output, not a name.
     """
 
@@ -59,12 +61,18 @@ class Found:
     coding: str = ""
     member: str = ""
     extra: str = ""
+    stamp: int = 0
     numbered: bool = False
 
     @property
     def key(self) -> str:
         """Returns a key of the range of bytes, whatever its label."""
         return key_of(self.path, self.offset, self.length)
+
+    @property
+    def version(self) -> Version:
+        """Returns what tells whether its file has changed."""
+        return self.bytes, self.mtime_ns, self.stamp
 
     @property
     def name(self) -> str:
@@ -116,8 +124,8 @@ class Facts:
     thumb: bytes
 
 
-Known = Mapping[str, tuple[int, int, Facts]]
-"""Facts by `Found.key`, each with the file's size and time for which they hold."""
+Known = Mapping[str, tuple[Version, Facts]]
+"""Facts by `Found.key`, each with the version of the file for which they hold."""
 
 
 @dataclass(frozen=True)
