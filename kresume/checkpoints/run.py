@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from kresume import runs
+from kresume.addresses import is_remote
 from kresume.checkpoints import snapshot
-from kresume.errors import CheckpointError
+from kresume.errors import CheckpointError, KresumeError
 from kresume.spelling import option
 from kresume.staging.fetch import here
 from kresume.storage.damage import interpreting
@@ -64,6 +65,17 @@ def find_run(path: str) -> runs.Run | None:
         names = ", ".join(f"{run.path.name} ({run.status})" for run in listed.runs)
         raise CheckpointError(f"no run in {plain} was accepted: {names}; give one of them to extend it anyway")
     return newest
+
+
+def recorded_classes(path: str) -> tuple[str, ...]:
+    """Returns the classes that a run records; empty if `path` names no run on this machine."""
+    if is_remote(path):
+        return ()
+    try:
+        run = find_run(path)
+    except KresumeError:
+        return ()  # whoever reads the checkpoint says why
+    return tuple(run.record.card.classes) if run is not None else ()
 
 
 def _may_be_newest(other: runs.Unreadable, newest: runs.Run | None) -> bool:

@@ -246,7 +246,10 @@ def _manifest(
 ) -> Manifest:
     given = _paths(directory)
     more = _paths(add) if add else None
-    sources = list_sources(reporter, data=given, add=more, follow_links=follow_links, with_classes=labelled)
+    known = class_names or ()
+    sources = list_sources(
+        reporter, data=given, add=more, follow_links=follow_links, with_classes=labelled, known=known
+    )
     if class_names:
         sources = replace(
             sources,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kresume import runs
-from kresume.checkpoints.run import find_run, named
+from kresume.checkpoints.run import find_run, named, recorded_classes
 from kresume.class_names import join_classes, names_of
 from kresume.errors import CheckpointError, ImagesError, UsageError
 from kresume.evaluation.against import Predicted, predict
@@ -131,7 +131,8 @@ def evaluate(
     if not shown:
         raise UsageError(f"{option('data')}: an empty list names no source")
     features = parse_features(several("feature", feature))
-    listed = list_sources(reporter, data=shown, features=features, tests=True)
+    known = names_of(classes) or recorded_classes(path)
+    listed = list_sources(reporter, data=shown, features=features, tests=True, known=known)
     check_features(features, listed)
     given = Subject.of(
         path, model=model, classes=classes, pixels=pixels, image_size=image_size, axes=axes, resize=resize,
@@ -242,6 +243,8 @@ def _collect(opened: Loaded | Served, listed: Sources, cache: str | None, report
         names, spec, run = opened.labels or listed.classes, UNDECODED, None
     else:
         names, spec, run = opened.card.classes, opened.spec, opened.run
+    if {*names} != {*listed.classes}:  # these may be assumed
+        listed = listed.knowing(names)
     listed = listed.named(names)
     unknown = sorted({found.label for listing in listed for found in listing.files} - set(names))
     if unknown:

@@ -184,7 +184,7 @@ def _choose(
     loaded: Loaded, data: Sequence[str], features: Mapping[str, str] | None, reporter: Reporter, folder: Path
 ) -> tuple[Sequence[Found], np.ndarray, str]:
     if data:
-        listing = list_images(list(data), reporter, features)
+        listing = list_images(list(data), reporter, features, classes=loaded.card.classes)
         check_features(features, [listing])
         index_of = {name: index for index, name in enumerate(loaded.card.classes)}
         listed = name_numbers(listing, loaded.card.classes)

@@ -22,10 +22,11 @@ from kresume.errors import ImagesError
 from kresume.images.cache import Cache
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared, prepare
-from kresume.images.sources import Found, Listing, Quarantined, list_images
+from kresume.images.sources import Found, Listing, Quarantined, Source, joined, list_each
 from kresume.images.sources.found import canonical
 from kresume.images.sources.moves import NOTHING, Moves
 from kresume.images.sources.names import hidden
+from kresume.images.sources.top_folders import Listed, settle
 from kresume.reporter import Reporter
 from kresume.spelling import option
 from kresume.storage import locations
@@ -43,11 +44,13 @@ class Sources:
         data: the images, or the old ones if there are new ones too.
         add: the new images.
         val: further images for validation.
+        parts: the sources of each role as they were listed first; empty once labels are names of classes.
     """
 
     data: Listing | None = None
     add: Listing | None = None
     val: Listing | None = None
+    parts: tuple[tuple[Listed, ...], ...] = ()
 
     def __iter__(self) -> Iterator[Listing]:
         return (listing for listing in (self.data, self.add, self.val) if listing is not None)
@@ -62,11 +65,22 @@ class Sources:
         """Returns the folders of `--remap` from which images of lists have moved."""
         return frozenset().union(*(listing.moved for listing in self))
 
+    def knowing(self, classes: Collection[str]) -> Sources:
+        """Returns the same sources, where a single top folder may be one of these classes.
+
+        Raises:
+            ImagesError: a single top folder has the name of a class, and so have all folders in it.
+        """
+        if not any(each.listing.tops for part in self.parts for each in part):
+            return self
+        return _joined(self.parts, classes)
+
     def named(self, classes: Sequence[str]) -> Sources:
         """Returns the same images with class names as labels; see `name_numbers`."""
-        return Sources(
-            *(None if listing is None else _named(listing, classes) for listing in (self.data, self.add, self.val))
+        data, add, val = (
+            None if listing is None else _named(listing, classes) for listing in (self.data, self.add, self.val)
         )
+        return Sources(data, add, val)
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,7 @@ def list_sources(
     with_classes: bool = True,
     tests: bool = False,
     moves: Moves = NOTHING,
+    known: Collection[str] = (),
 ) -> Sources:
     """Lists the images of each role; reads names and sizes, no contents.
 
@@ -116,28 +131,25 @@ def list_sources(
         with_classes: see `list_images`.
         tests: see `list_images`.
         moves: see `list_images`.
+        known: known names of classes. A single top folder of such a name is a class.
 
     Raises:
         ImagesError: a path does not exist, is empty, or holds no class folders.
     """
+    asked = Source("", "", features or {}, memory, writes, follow_links, with_classes, tests, moves, frozenset(known))
+    roles = (list(data or ()), list(add or ()), list(val or ()))
+    parts = tuple(
+        tuple(list_each(paths, asked, reporter, validates=number == 2)) if paths else ()
+        for number, paths in enumerate(roles)
+    )
+    return _joined(parts, known)
 
-    def listed(paths: Sequence[str] | None, validates: bool = False) -> Listing | None:
-        if not paths:
-            return None
-        return list_images(
-            paths,
-            reporter,
-            features,
-            memory,
-            writes=writes,
-            follow_links=follow_links,
-            with_classes=with_classes,
-            tests=tests,
-            validates=validates,
-            moves=moves,
-        )
 
-    return Sources(listed(data), listed(add), listed(val, validates=True))
+def _joined(parts: tuple[tuple[Listed, ...], ...], known: Collection[str]) -> Sources:
+    """Returns the sources of all roles, with top folders that are classes read as such."""
+    settled = iter(settle([each for part in parts for each in part], known))
+    data, add, val = ([next(settled) for _ in part] for part in parts)
+    return Sources(joined(data) if data else None, joined(add) if add else None, joined(val) if val else None, parts)
 
 
 def collect(

@@ -6,10 +6,11 @@ hashes, nowhere = hashes_in(read_drop("drop.txt"), remembered, prepared)
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from kresume.addresses import is_remote
 from kresume.errors import UsageError
 from kresume.images.cache import Cache
 from kresume.images.file_index import forget_facts
@@ -62,16 +63,20 @@ def remap(manifest: Manifest | None, moves: Moves, moved: Collection[str] = ()) 
     return manifest
 
 
-def read_drop(file: str | None) -> frozenset[str]:
+Drop = Mapping[str, tuple[str, ...]]
+"""The lines of `--drop`, paths made absolute: each with the spellings that it may mean, the likeliest first."""
+
+
+def read_drop(file: str | None) -> Drop:
     """Reads the lines of `--drop`: paths, made absolute, and SHA-256s.
 
-    Lines that begin with # are comments.
+    Lines that begin with # are comments. A path may be in quotes, and have Windows' slashes.
 
     Raises:
         UsageError: if the file does not exist or has no lines.
     """
     if file is None:
-        return frozenset()
+        return {}
     if not one_file.is_file(file):
         raise UsageError(
             f"{option('drop', file)}: the file does not exist; give a file with a path or a SHA-256 per line"
@@ -80,7 +85,16 @@ def read_drop(file: str | None) -> frozenset[str]:
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
         raise UsageError(f"{option('drop', file)}: the file is empty; expected a path or a SHA-256 per line")
-    return frozenset(line.lower() if _is_hash(line) else locations.absolute(line) for line in lines)
+    spelled = [_spellings(line) for line in lines]
+    return {spellings[0]: spellings for spellings in spelled}
+
+
+def _spellings(line: str) -> tuple[str, ...]:
+    """Returns what a line may mean: as it is, else without quotes, else with Windows' slashes turned."""
+    bare = line[1:-1].strip() if len(line) > 2 and line[0] == line[-1] and line[0] in "\"'" else line
+    if _is_hash(bare):
+        return (bare.lower(),)
+    return tuple(dict.fromkeys(locations.absolute(each) for each in (line, bare, bare.replace("\\", "/"))))
 
 
 def forget(cache: Cache, sha256s: Collection[str]) -> int:
@@ -105,9 +119,38 @@ def _is_hash(text: str) -> bool:
     return len(text) == 64 and all(letter in "0123456789abcdefABCDEF" for letter in text)
 
 
-def hashes_in(
-    drop: Collection[str], remembered: Manifest | None, *prepared: Prepared | None
-) -> tuple[set[str], list[str]]:
+def all_spellings(drop: Drop) -> frozenset[str]:
+    """Returns every path and SHA-256 that the lines of `--drop` may mean."""
+    return frozenset(each for spellings in drop.values() for each in spellings)
+
+
+def check_found(drop: Drop, nowhere: Sequence[str], given: str) -> None:
+    """Raises if no line of `--drop` names an image.
+
+    Args:
+        drop: the lines; a SHA-256 counts, because its image will never join.
+        nowhere: those that match no image.
+        given: the file.
+
+    Raises:
+        UsageError: all of them are paths, and none is that of an image.
+    """
+    if len(nowhere) == len(drop) and not any(map(_is_hash, drop)):
+        raise UsageError(
+            f"{option('drop', given)}: no line of it names an image; {first_of(nowhere)}. Give the path of an image, "
+            "relative to the current folder or as `images.parquet` has it, or its SHA-256"
+        )
+
+
+def first_of(nowhere: Sequence[str]) -> str:
+    """Says which line of `--drop` is the first that matches no image; a folder is not dropped as a whole."""
+    folder = next((line for line in nowhere if not is_remote(line) and locations.is_folder(line)), None)
+    if folder is not None:
+        return f"{folder} is a folder, which is not dropped as a whole: name each image in it"
+    return f"the first is {nowhere[0]}"
+
+
+def hashes_in(drop: Drop, remembered: Manifest | None, *prepared: Prepared | None) -> tuple[set[str], list[str]]:
     """Finds the SHA-256s that the lines of `--drop` name, directly or by path.
 
     Args:
@@ -119,16 +162,14 @@ def hashes_in(
     Returns:
         `(hashes, the lines that match no image)`.
     """
-    asked = frozenset(drop)
-    hashes = {line for line in asked if _is_hash(line)}
+    asked = all_spellings(drop)
     there: set[str] = set()
-    named: set[str] = set()
+    named: dict[str, set[str]] = {}
 
     def look(path: str, name: str, sha256: str) -> None:
         there.add(sha256)
-        if found := {each for each in (path, name) if each in asked}:
-            named.update(found)
-            hashes.add(sha256)
+        for each in {path, name} & asked:
+            named.setdefault(each, set()).add(sha256)
 
     if drop:
         for each in prepared:
@@ -138,4 +179,12 @@ def hashes_in(
             files = remembered.found(np.arange(len(remembered)))
             for found, sha in zip(files, remembered.sha256s.tolist(), strict=True):
                 look(found.path, found.name, sha.decode())
-    return hashes, sorted(line for line in drop if line not in named and line not in there)
+    hashes = {line for line in drop if _is_hash(line)}
+    nowhere = []
+    for line, spellings in drop.items():
+        meant = next((each for each in spellings if each in named), None)
+        if meant is not None:
+            hashes |= named[meant]
+        elif line not in there:
+            nowhere.append(line)
+    return hashes, sorted(nowhere)

@@ -1,7 +1,7 @@
 """Stores the facts of image files, so that unchanged files are not read again.
 
     index = open_index(cache_root, spec, writes=True)
-    index.read([found.key])             # {key: (bytes, mtime_ns, facts)}
+    index.read([found.key])             # {key: ((bytes, mtime_ns, stamp), facts)}
     index.write([(found, facts)])
 
 It is one SQLite file beside the cache for all sizes of decoded images, shared by processes. Each size has facts of its own:
@@ -18,9 +18,12 @@ from pathlib import Path
 from kresume.errors import ImagesError
 from kresume.images.sources.found import Facts, Found
 from kresume.spelling import option
+from kresume.storage.locations import Version
 from kresume.values.decode_spec import DecodeSpec
 
 INDEX_NAME = "pictures.sqlite"
+COLUMNS = "path, spec, bytes, mtime_ns, sha256, width, height, format, phash, thumb"
+"""Columns of the table `pictures` of earlier versions; `images` has `stamp`, too."""
 
 
 def open_index(root: Path, spec: DecodeSpec, writes: bool) -> FileIndex | None:
@@ -48,25 +51,35 @@ def forget_facts(root: Path, sha256s: Collection[str]) -> None:
 
 
 class FileIndex:
-    """Stores facts by path, size and time in SQLite, shared by processes."""
+    """Stores facts by path and version of the file in SQLite, shared by processes."""
 
     def __init__(self, path: Path, spec: str = "") -> None:
         self._path = path
         self._spec = spec
 
     def create(self) -> None:
-        """Creates the table if needed, and removes that of earlier versions, which had one row for all sizes."""
+        """Creates the table if needed, and removes those of earlier versions.
+
+        Their first table had one row for all sizes. The rows of the second one are kept without a stamp: each file is read
+        and hashed once more, and not decoded again if its content is the same.
+        """
         with self._connect() as connection:
             connection.execute("DROP TABLE IF EXISTS files")
             connection.execute(
-                "CREATE TABLE IF NOT EXISTS pictures (path TEXT, spec TEXT, bytes INTEGER, mtime_ns INTEGER, sha256 TEXT, "
-                "width INTEGER, height INTEGER, format TEXT, phash TEXT, thumb BLOB, PRIMARY KEY (path, spec))"
+                "CREATE TABLE IF NOT EXISTS images (path TEXT, spec TEXT, bytes INTEGER, mtime_ns INTEGER, sha256 TEXT, "
+                "width INTEGER, height INTEGER, format TEXT, phash TEXT, thumb BLOB, stamp INTEGER, PRIMARY KEY (path, spec))"
             )
+            if _has(connection, "pictures"):
+                connection.execute("BEGIN IMMEDIATE")
+                if _has(connection, "pictures"):  # another process may have been faster
+                    connection.execute(f"INSERT OR IGNORE INTO images SELECT {COLUMNS}, 0 FROM pictures")
+                    connection.execute("DROP TABLE pictures")
+                connection.execute("COMMIT")
 
     def exists(self) -> bool:
         """Tests if the table exists; an index that an earlier version wrote has another one."""
         with self._connect() as connection:
-            return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'pictures'").fetchone() is not None
+            return _has(connection, "images")
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
@@ -79,24 +92,24 @@ class FileIndex:
                 f"or give {option('cache', 'DIR')}"
             ) from error
 
-    def read(self, keys: Sequence[str]) -> dict[str, tuple[int, int, Facts]]:
-        """Returns the known facts by `Found.key`, each with the file's size and time for which they hold."""
-        found: dict[str, tuple[int, int, Facts]] = {}
+    def read(self, keys: Sequence[str]) -> dict[str, tuple[Version, Facts]]:
+        """Returns the known facts by `Found.key`, each with the version of the file for which they hold."""
+        found: dict[str, tuple[Version, Facts]] = {}
         with self._connect() as connection:
             for start in range(0, len(keys), 500):
                 part = keys[start : start + 500]
                 marks = ",".join("?" * len(part))
-                for key, _, size, time, sha256, width, height, kind, phash, thumb in connection.execute(
-                    f"SELECT * FROM pictures WHERE path IN ({marks}) AND spec = ?", [*part, self._spec]
+                for key, _, size, time, sha256, width, height, kind, phash, thumb, stamp in connection.execute(
+                    f"SELECT {COLUMNS}, stamp FROM images WHERE path IN ({marks}) AND spec = ?", [*part, self._spec]
                 ):
-                    found[key] = (size, time, Facts(sha256, width, height, kind, int(phash, 16), thumb))
+                    found[key] = ((size, time, stamp), Facts(sha256, width, height, kind, int(phash, 16), thumb))
         return found
 
     def remove(self, sha256s: Collection[str]) -> None:
         """Removes the facts of images."""
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany("DELETE FROM pictures WHERE sha256 = ?", ((sha256,) for sha256 in sha256s))
+            connection.executemany("DELETE FROM images WHERE sha256 = ?", ((sha256,) for sha256 in sha256s))
             connection.execute("COMMIT")
             connection.execute("VACUUM")  # otherwise deleted data stay in the file's free pages
 
@@ -105,7 +118,7 @@ class FileIndex:
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(
-                "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT OR REPLACE INTO images ({COLUMNS}, stamp) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     (
                         found.key,
@@ -118,8 +131,13 @@ class FileIndex:
                         facts.format,
                         f"{facts.phash:016x}",  # SQLite's integers are signed
                         facts.thumb,
+                        found.stamp,
                     )
                     for found, facts in rows
                 ),
             )
             connection.execute("COMMIT")
+
+
+def _has(connection: sqlite3.Connection, table: str) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [table]).fetchone() is not None

@@ -32,7 +32,7 @@ FORMAT = 1
 SEAL = "seal"
 """Key of the digest among the facts of a table."""
 TRAIN, VAL = "train", "val"
-LOCATION = ("path", "bytes", "mtime_ns", "offset", "length", "coding", "member")
+LOCATION = ("path", "bytes", "mtime_ns", "stamp", "offset", "length", "coding", "member")
 """The columns of an image's location. They are updated when its folder moves."""
 
 
@@ -111,6 +111,7 @@ class Manifest:
             "coding",
             "member",
             "extra",
+            "stamp",
         ]
         columns = self.table.select(names).take(rows).to_pydict()
         return [Found(*row) for row in zip(*columns.values(), strict=True)]
@@ -128,6 +129,7 @@ class Manifest:
             "length",
             "bytes",
             "mtime_ns",
+            "stamp",
             "sha256",
             "width",
             "height",
@@ -136,8 +138,10 @@ class Manifest:
             "thumb",
         ]
         return {
-            key_of(path, offset, length): (size, time, Facts(*facts))
-            for path, offset, length, size, time, *facts in zip(*rows.select(names).to_pydict().values(), strict=True)
+            key_of(path, offset, length): ((size, time, stamp), Facts(*facts))
+            for path, offset, length, size, time, stamp, *facts in zip(
+                *rows.select(names).to_pydict().values(), strict=True
+            )
         }
 
     def with_origins(self, origins: np.ndarray) -> Manifest:
@@ -327,6 +331,7 @@ DEFAULTS: dict[str, Any] = {
     "thumb": b"",
     "seen": False,
     "replaced": "",
+    "stamp": 0,
 }
 """Values of columns that an earlier version did not write."""
 
@@ -357,5 +362,6 @@ def schema() -> pa.Schema:
             ("thumb", pa.binary()),
             ("seen", pa.bool_()),
             ("replaced", pa.string()),
+            ("stamp", pa.int64()),
         ]
     )

@@ -267,6 +267,7 @@ def _row(
         "thumb": facts.thumb,
         "seen": bool(seen and any(split != VAL for split in of_data)),
         "replaced": correction.replaced if correction is not None else "",
+        "stamp": found.stamp,
     }
 
 

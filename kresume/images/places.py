@@ -19,7 +19,7 @@ from kresume.images.sources.found import Found, key_of_row
 from kresume.images.sources.tables import still_there
 from kresume.storage import locations
 
-COLUMNS = ["path", "bytes", "mtime_ns", "offset", "length", "coding", "sha256"]
+COLUMNS = ["path", "bytes", "mtime_ns", "stamp", "offset", "length", "coding", "sha256"]
 """Columns by which `still_there` finds out if an image is where it was recorded."""
 
 

@@ -4,8 +4,9 @@
     prepared.images, prepared.quarantine, prepared.decoded
 
 Threads read and hash each file, check its header, decode it and fill the cache. The order of the images is computed
-afterwards, because files that cannot be read have no index in it. A file with unchanged path, size and time is not read
-again at the same size: its facts are in an index beside the cache. Without a cache (`kresume plan`, `--cache off`) files
+afterwards, because files that cannot be read have no index in it. A file with unchanged path and version (size,
+times, number) is not read again at the same size: its facts are in an index beside the cache. One with another version and
+the same bytes is not decoded again. Without a cache (`kresume plan`, `--cache off`) files
 are examined in the same way, so that the manifest does not depend on the cache; only the pixels are not kept.
 """
 
@@ -18,7 +19,7 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ import numpy as np
 from kresume.errors import ImagesError
 from kresume.images.cache import Cache, checksum
 from kresume.images.decode import decode_many
-from kresume.images.file_index import open_index
+from kresume.images.file_index import FileIndex, open_index
 from kresume.images.headers import Header, read_header
 from kresume.images.likeness import likeness
 from kresume.images.sources.found import STREAM_CODINGS, Facts, Found, Known, Quarantined
@@ -108,7 +109,7 @@ def prepare(
         spec: how to decode them.
         cache: filled with the images that it does not hold yet. None keeps no pixels and no facts.
         reporter: shows a progress bar with rate and remaining time.
-        known: facts by `Found.key` from a manifest, each with the file's size and time for which they hold.
+        known: facts by `Found.key` from a manifest, each with the version of the file for which they hold.
         label: the text of the progress bar.
         writes: False writes neither pixels nor facts, for commands that only inspect.
         pixels: False writes facts beside the cache but no pixels into it.
@@ -122,13 +123,7 @@ def prepare(
     """
     index = open_index(cache.folder.parent, spec, writes) if cache is not None else None
     cache = cache if writes and pixels else None
-    remembered = dict(known or {})
-    if index is not None:
-        remembered = index.read([found.key for found in listed if found.key not in remembered]) | remembered
-    facts: list[Facts | None] = []
-    for found in listed:
-        size, time, fact = remembered.get(found.key, (-1, -1, None))
-        facts.append(fact if (size, time) == (found.bytes, found.mtime_ns) else None)
+    facts, stale = _remembered(listed, known or {}, index)
     wanted = _to_read(facts, cache)
     if cache is not None and wanted and (short := _too_little_room(cache, len(wanted), others + len(listed))):
         reporter.warn(f"{short}: the images are decoded each time they are used, which is slower")
@@ -142,7 +137,8 @@ def prepare(
     reasons: dict[int, str] = {}
     decoded = 0
     with reporter.progress(label, len(wanted), "images") as advance:
-        for position, outcome in _read_all([listed[position] for position in wanted], wanted, spec, cache, advance):
+        read = [listed[position] for position in wanted]
+        for position, outcome in _read_all(read, wanted, spec, cache, advance, _with_pixels(stale, cache)):
             if isinstance(outcome, str):
                 reasons[position] = outcome
                 facts[position] = None
@@ -174,6 +170,38 @@ def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
     return None
 
 
+def _remembered(
+    listed: Sequence[Found], known: Known, index: FileIndex | None
+) -> tuple[list[Facts | None], dict[int, Facts]]:
+    """Returns the facts of unchanged files, and what the index has of changed ones, by position."""
+    facts = _of_unchanged(listed, known)
+    if index is None:
+        return facts, {}
+    unknown = [position for position, fact in enumerate(facts) if fact is None]
+    remembered = index.read([listed[position].key for position in unknown])
+    for position, fact in zip(unknown, _of_unchanged([listed[each] for each in unknown], remembered), strict=True):
+        facts[position] = fact
+    changed = [position for position in unknown if facts[position] is None and listed[position].key in remembered]
+    return facts, {position: remembered[listed[position].key][1] for position in changed}
+
+
+def _of_unchanged(listed: Sequence[Found], known: Known) -> list[Facts | None]:
+    """Returns the known facts of each file; None if there are none, or the file has changed since."""
+    facts: list[Facts | None] = []
+    for found in listed:
+        version, fact = known.get(found.key, (None, None))
+        facts.append(fact if version == found.version else None)
+    return facts
+
+
+def _with_pixels(stale: Mapping[int, Facts], cache: Cache | None) -> Mapping[int, Facts]:
+    """Returns the facts of those images whose pixels the cache holds; all of them without a cache."""
+    if cache is None or not stale:
+        return stale
+    held = cache.find([fact.sha256 for fact in stale.values()]) >= 0
+    return {position: fact for (position, fact), there in zip(stale.items(), held, strict=True) if there}
+
+
 def _to_read(facts: Sequence[Facts | None], cache: Cache | None) -> list[int]:
     unknown = np.array([fact is None for fact in facts], bool)
     if cache is not None and len(facts):
@@ -196,6 +224,7 @@ def _read_all(
     spec: DecodeSpec,
     cache: Cache | None,
     advance: Callable[[int], None],
+    stale: Mapping[int, Facts],
 ) -> Iterator[tuple[int, str | tuple[Facts, bool]]]:
     """Yields each image's position and its facts, or why it is unusable.
 
@@ -218,7 +247,7 @@ def _read_all(
                 if group is None:
                     more = False
                 else:
-                    waiting.add(pool.submit(_examine, group, spec, writer is not None))
+                    waiting.add(pool.submit(_examine, group, spec, writer is not None, stale))
             done, left = wait(waiting, return_when=FIRST_COMPLETED)
             waiting.intersection_update(left)
             for position, outcome in (each for future in done for each in future.result()):
@@ -274,13 +303,24 @@ def _with_streams(listed: Sequence[Found], positions: Sequence[int]) -> Iterator
                 yield position, found, reason
 
 
-def _examine(group: Sequence[Item], spec: DecodeSpec, with_rows: bool) -> list[Outcome]:
-    """Reads, hashes and decodes a group of images and computes their likeness."""
+def _examine(group: Sequence[Item], spec: DecodeSpec, with_rows: bool, stale: Mapping[int, Facts]) -> list[Outcome]:
+    """Reads, hashes and decodes a group of images and computes their likeness.
+
+    Args:
+        group: the images.
+        spec: how to decode them.
+        with_rows: True returns their pixels.
+        stale: facts from an earlier version of the file, by position; with the same bytes they hold, and nothing is decoded.
+    """
     outcomes: list[Outcome] = []
     readable: list[tuple[int, bytes, Header]] = []
     for position, found, content in group:
         try:
             data = content_of(found, content)
+            before = stale.get(position)
+            if before is not None and hashlib.sha256(data).hexdigest() == before.sha256:
+                outcomes.append((position, (before, None)))
+                continue
             readable.append((position, data, read_header(data)))
         except ImagesError as error:
             outcomes.append((position, str(error)))

@@ -2,7 +2,7 @@
 
     remembered, notes = without_missing(remembered, spec, cache, reporter, "drop", "runs/1-signs", drop)
 
-A file with the recorded size and time is taken as unchanged. Any other is read: with the same bytes it is the same image
+A file with the recorded size, time and stamp is taken as unchanged. Any other is read: with the same bytes it is the same image
 (a copied folder has new times); with other bytes it holds another picture, and the recorded image is missing. Without
 this, a cache would go on giving the old pixels of a file that the user has replaced.
 """
@@ -28,6 +28,8 @@ from kresume.storage import locations
 from kresume.values.decode_spec import DecodeSpec
 
 GONE = -1
+VERSION = ("bytes", "mtime_ns", "stamp")
+"""Columns by which a changed file is told."""
 REQUESTS = 32
 """Requests to a bucket at a time: each takes some 50 ms."""
 
@@ -58,7 +60,7 @@ def without_missing(
         writes: False writes nothing to the cache.
 
     Returns:
-        `(the manifest, notes for the user)`. Unchanged images in changed files have the current size and time.
+        `(the manifest, notes for the user)`. Unchanged images in changed files have the current size, time and stamp.
 
     Raises:
         ImagesError: if images are missing and the policy does not allow it.
@@ -66,7 +68,7 @@ def without_missing(
     given = given or {}
     files = _files_now(manifest)
     gone = files[:, 0] == GONE
-    recorded = np.stack([manifest.table.column(name).to_numpy() for name in ("bytes", "mtime_ns")], axis=1)
+    recorded = np.stack([manifest.table.column(name).to_numpy() for name in VERSION], axis=1)
     places = manifest.table.select(["path", "offset", "length"]).to_pydict().values()
     now = [given.get(key_of(*place)) for place in zip(*places, strict=True)]
     held = np.array([sha or "" for sha in now], "S64")  # what the place of each image holds, as far as it was given
@@ -125,7 +127,7 @@ def are_there(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
 
 
 def _files_now(manifest: Manifest) -> np.ndarray:
-    """Returns size and modification time of the file of each row, `(n, 2) int64`; `GONE` if there is none.
+    """Returns the version of the file of each row, `(n, 3) int64`; `GONE` if there is none.
 
     Each folder is listed once; no file is opened.
     """
@@ -134,12 +136,11 @@ def _files_now(manifest: Manifest) -> np.ndarray:
     for path in dict.fromkeys(paths):
         folder, _, name = path.rpartition("/")
         wanted.setdefault(folder, set()).add(name)
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, locations.Version] = {}
 
     def look(entry: locations.Entry) -> None:
         with contextlib.suppress(OSError):  # a link to nowhere
-            facts = entry.stat()
-            found[entry.path] = (facts.st_size, facts.st_mtime_ns)
+            found[entry.path] = locations.version(entry.stat())
 
     with ThreadPoolExecutor(REQUESTS) as pool:
         for folder, names in wanted.items():
@@ -148,7 +149,7 @@ def _files_now(manifest: Manifest) -> np.ndarray:
             except OSError:
                 continue
             list(pool.map(look, entries) if is_remote(folder) else map(look, entries))
-    return np.array([found.get(path, (GONE, GONE)) for path in paths], np.int64).reshape(-1, 2)
+    return np.array([found.get(path, (GONE, GONE, GONE)) for path in paths], np.int64).reshape(-1, 3)
 
 
 def _contents(
@@ -169,8 +170,8 @@ def _contents(
     if not len(rows):
         return np.zeros(0, "S64")
     listed = [
-        replace(found, bytes=int(size), mtime_ns=int(time))
-        for found, (size, time) in zip(manifest.found(rows), files[rows], strict=True)
+        replace(found, bytes=int(size), mtime_ns=int(time), stamp=int(stamp))
+        for found, (size, time, stamp) in zip(manifest.found(rows), files[rows], strict=True)
     ]
     label = "checking recorded images in changed files"
     known = manifest.known_files(listed)
@@ -180,13 +181,13 @@ def _contents(
 
 
 def _with_files(manifest: Manifest, rows: np.ndarray, files: np.ndarray) -> Manifest:
-    """Returns the manifest with today's size and time of the files of these rows."""
+    """Returns the manifest with today's versions of the files of these rows."""
     if not len(rows):
         return manifest
     import pyarrow as pa
 
     table = manifest.table
-    for column, name in enumerate(("bytes", "mtime_ns")):
+    for column, name in enumerate(VERSION):
         values = table.column(name).to_numpy().copy()
         values[rows] = files[rows, column]
         table = table.set_column(table.column_names.index(name), pa.field(name, pa.int64()), pa.array(values))

@@ -104,7 +104,8 @@ def _listed(source: Source, reporter: Reporter, features: Mapping[str, str] | No
         kind_of(source)
     except ImagesError:
         facts = locations.stat(source.path)
-        picture = Found(source.path, NO_CLASS, source.given, facts.st_size, facts.st_mtime_ns)
+        size, time, stamp = locations.version(facts)
+        picture = Found(source.path, NO_CLASS, source.given, size, time, stamp=stamp)
         return Listing((picture,), (), (NO_CLASS,))
     listing = list_images([source.given], reporter, features, with_classes=False)
     for note in listing.notes:

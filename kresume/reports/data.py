@@ -95,7 +95,8 @@ def scan(
         selection.select(None)
     spec = DecodeSpec(COMPARED_SIZE, COMPARED_SIZE)
     store = open_cache(spec, cache)
-    sources = list_sources(reporter, data=paths, val=val, features=features, memory=listings_of(cache))
+    known = against.classes if against is not None else ()
+    sources = list_sources(reporter, data=paths, val=val, features=features, memory=listings_of(cache), known=known)
     check_features(features, sources)
     if against is not None:
         sources = sources.named(against.classes)

@@ -15,6 +15,9 @@ from typing import IO, Any, cast
 
 from kresume.storage.stores import file_system
 
+TAGS = ("ETag", "etag", "generation", "md5Hash", "content_md5")
+"""Names under which stores tell a text that changes with a file's content."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -23,10 +26,12 @@ class Facts:
     Attributes:
         length: in bytes.
         mtime: seconds since 1970; 0 if the store does not tell it.
+        tag: changes with the content, as the store says it; empty if it does not.
     """
 
     length: int
     mtime: float
+    tag: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ class FsspecPath:
     def stat(self) -> Facts:
         """Returns size and time."""
         info = self.info if self.info is not None else self.fs.info(self.address)
-        return Facts(int(info.get("size") or 0), _seconds(info))
+        tag = next((str(info[name]) for name in TAGS if info.get(name)), "")
+        return Facts(int(info.get("size") or 0), _seconds(info), tag)
 
     def open(self, mode: str) -> IO[bytes]:
         """Opens it for reading."""

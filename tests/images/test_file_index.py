@@ -79,5 +79,5 @@ def test_the_index_of_an_earlier_version_is_replaced(folder, tmp_path, quiet):
     assert index.read_bytes() == written
     assert facts(folder, SPEC, cache, quiet) == (fresh, 6)
     with closing(sqlite3.connect(index)) as connection:
-        assert connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall() == [("pictures",)]
+        assert connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall() == [("images",)]
     assert facts(folder, SPEC, cache, quiet) == (fresh, 0)

@@ -311,7 +311,7 @@ def test_small_files_are_read_at_an_address(machine, monkeypatch):
     """--drop, --classes, --grow, --config and --map read their files there; a missing one is named."""
     store = Bucket(AT)
     store.write("drop.txt", b"# comment\n" + b"A" * 64 + b"\n")
-    assert read_drop(f"{AT}/drop.txt") == {"a" * 64}
+    assert set(read_drop(f"{AT}/drop.txt")) == {"a" * 64}
     store.write("classes.txt", b"\xef\xbb\xbfcat\r\ndog\r\n")
     store.write("classes.json", b'{"cat": 1, "dog": 0}')
     assert read_classes(f"{AT}/classes.txt") == ("cat", "dog")

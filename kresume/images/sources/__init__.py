@@ -9,8 +9,9 @@ Each kind of source has one module and one entry in `KINDS`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from kresume.errors import ImagesError
@@ -18,11 +19,12 @@ from kresume.images.sources import archives, folders, lists, records, shards, ta
 from kresume.images.sources.found import Advance, Facts, Found, Known, Listing, Quarantined, Source, canonical
 from kresume.images.sources.moves import NOTHING, Moves
 from kresume.images.sources.names import LISTS, ending
+from kresume.images.sources.top_folders import Listed, settle
 from kresume.reporter import Reporter
 from kresume.storage import locations
 from kresume.storage.damage import reading
 
-__all__ = ["KINDS", "Facts", "Found", "Known", "Listing", "Quarantined", "Source", "list_images"]
+__all__ = ["KINDS", "Facts", "Found", "Known", "Listing", "Quarantined", "Source", "joined", "list_each", "list_images"]
 
 KINDS: dict[str, tuple[Callable[[str], bool], Callable[[Source, Advance], Listing]]] = {
     "manifest": (tables.accepts, tables.list_source),
@@ -57,6 +59,7 @@ def list_images(
     tests: bool = False,
     validates: bool = False,
     moves: Moves = NOTHING,
+    classes: Collection[str] = (),
 ) -> Listing:
     """Lists the images of one or more sources.
 
@@ -71,6 +74,7 @@ def list_images(
         tests: True lists, of a source that has images for testing, these alone; False leaves them out.
         validates: True leaves out a source's images for training, if it has others for validation.
         moves: where the images of lists have moved.
+        classes: known names of classes. A single top folder of such a name is a class.
 
     Returns:
         One listing of all sources. Images whose names are not valid text are quarantined.
@@ -78,40 +82,76 @@ def list_images(
     Raises:
         ImagesError: if a path is missing, empty, or not laid out as expected.
     """
+    asked = Source("", "", features or {}, memory, writes, follow_links, with_classes, tests, moves, frozenset(classes))
+    return joined(settle(list_each(paths, asked, reporter, validates=validates), classes))
+
+
+def list_each(
+    paths: Sequence[str | Path], asked: Source, reporter: Reporter, *, validates: bool = False
+) -> list[Listed]:
+    """Lists the images of each source by itself.
+
+    Args:
+        paths: paths that the user gave, of any kinds.
+        asked: how to list each of them.
+        reporter: shows progress.
+        validates: see `list_images`.
+
+    Raises:
+        ImagesError: if a path is missing, empty, or not laid out as expected.
+    """
+    listed = []
+    with reporter.progress("listing", None, "files") as advance:
+        for given in map(str, paths):
+            source = replace(asked, path=locations.absolute(given), given=given)
+            again = partial(_list_again, source, reporter, validates)
+            listed.append(Listed(_list_one(source, advance, validates=validates), again))
+    return listed
+
+
+def _list_again(source: Source, reporter: Reporter, validates: bool, classes: frozenset[str]) -> Listing:
+    """Lists a source with more known names of classes."""
+    with reporter.progress("listing", None, "files") as advance:
+        return _list_one(replace(source, classes=source.classes | classes), advance, validates=validates)
+
+
+def _list_one(source: Source, advance: Advance, *, validates: bool) -> Listing:
+    with reading(source.given, "a source of images", ImagesError):
+        function = kind_of(source)
+        if function is folders.list_source and not source.labelled:
+            function = folders.list_without_classes
+        listing = function(source, advance)
+    listing = _tested(listing, source.given) if source.tests else listing
+    return _composed(_validating(listing, source.given) if validates else listing)
+
+
+def joined(listed: Sequence[Listed]) -> Listing:
+    """Returns one listing of several sources."""
     files: dict[tuple[str, str], Found] = {}
     notes: list[str] = []
     classes: set[str] = set()
     quarantine: list[Quarantined] = []
-    known: dict[str, tuple[int, int, Facts]] = {}
+    known: dict[str, tuple[locations.Version, Facts]] = {}
     moved: set[str] = set()
     examples = False
-    with reporter.progress("listing", None, "files") as advance:
-        for given in paths:
-            path = locations.absolute(str(given))
-            source = Source(path, str(given), features or {}, memory, writes, follow_links, with_classes, tests, moves)
-            with reading(str(given), "a source of images", ImagesError):
-                function = kind_of(source)
-                if function is folders.list_source and not with_classes:
-                    function = folders.list_without_classes
-                listing = function(source, advance)
-            listing = _tested(listing, source.given) if tests else listing
-            listing = _composed(_validating(listing, source.given) if validates else listing)
-            named = [found for found in listing.files if is_text(found.name) and is_text(found.label)]
-            if len(named) < len(listing.files):
-                held = set(named)
-                quarantine += [nameless(found) for found in listing.files if found not in held]
-            # An image listed twice under one label counts once. Under two labels both are kept: a conflict to report.
-            # Listed for training and for validation it validates, whatever comes first.
-            for found in named:
-                before = files.setdefault((found.key, found.label), found)
-                if found.split == "val" and before.split != "val":
-                    files[found.key, found.label] = found
-            notes += listing.notes
-            classes |= set(filter(is_text, listing.classes))
-            quarantine += listing.quarantine
-            known |= listing.known
-            moved |= listing.moved
-            examples |= listing.examples
+    for each in listed:
+        listing = each.listing
+        named = [found for found in listing.files if is_text(found.name) and is_text(found.label)]
+        if len(named) < len(listing.files):
+            held = set(named)
+            quarantine += [nameless(found) for found in listing.files if found not in held]
+        # An image listed twice under one label counts once. Under two labels both are kept: a conflict to report.
+        # Listed for training and for validation it validates, whatever comes first.
+        for found in named:
+            before = files.setdefault((found.key, found.label), found)
+            if found.split == "val" and before.split != "val":
+                files[found.key, found.label] = found
+        notes += (*listing.notes, *each.about)
+        classes |= set(filter(is_text, listing.classes))
+        quarantine += listing.quarantine
+        known |= listing.known
+        moved |= listing.moved
+        examples |= listing.examples
     names = tuple(sorted(classes))
     every = Listing(tuple(files.values()), tuple(notes), names, tuple(quarantine), known, frozenset(moved), examples)
     return replace(every, classes=tuple(sorted(classes, key=int))) if every.numbered else every

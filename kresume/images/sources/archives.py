@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from kresume.errors import ImagesError
 from kresume.images.sources import class_folders
 from kresume.images.sources.class_folders import describe_left_out, walk
-from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Source
+from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Source, Top
 from kresume.images.sources.names import ending
 from kresume.images.sources.trees import InArchive, pieces_of
 from kresume.images.sources.webdataset import LABEL_ENDINGS, read_labels
@@ -133,7 +133,8 @@ def list_zip(source: Source, advance: Advance) -> Listing:
 
 
 def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes], unread: Counter[str]) -> Listing:
-    given, facts = source.given, locations.stat(source.path)
+    given = source.given
+    size, time, stamp = locations.version(locations.stat(source.path))
     notes = [f"{given}: {counted(count, 'member')} left out: {reason}" for reason, count in sorted(unread.items())]
     last = _last(members)
     if len(last) < len(members):
@@ -145,13 +146,14 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
     if own:
         notes += (*_notes_on_labels(tree, own, given), *about_keys)
     labels: dict[str, tuple[str, str | None]]
+    tops: tuple[Top, ...] = ()
     if not source.labelled:
         labels = {picture.path: (NO_CLASS, None) for picture in walk(tree, tree.root, left_out, labelled=False)}
     elif own:
         labels = {name: (label, None) for name, label in own.items()}
     else:
         _refuse_arrays(last, given)
-        folders, about_folders = class_folders.find(tree, source)
+        folders, about_folders, tops = class_folders.find(tree, source)
         labels = {
             picture.path: (folder.label, folder.split)
             for folder in folders
@@ -165,13 +167,14 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
             source.path,
             labels[member.name][0],
             given,
-            facts.st_size,
-            facts.st_mtime_ns,
+            size,
+            time,
             labels[member.name][1],
             member.offset,
             member.length,
             member.coding,
             member.name,
+            stamp=stamp,
             numbered=numbered,
         )
         for member in last.values()
@@ -180,7 +183,7 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
     if not found:
         expected = ": expected one folder per class in it, or WebDataset pairs" if source.labelled else ""
         raise ImagesError(f"{given} contains no images{expected}")
-    return Listing(found, tuple(notes), tuple(sorted({each.label for each in found})))
+    return Listing(found, tuple(notes), tuple(sorted({each.label for each in found})), tops=tops)
 
 
 def _last(members: list[_Member]) -> dict[str, _Member]:

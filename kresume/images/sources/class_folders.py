@@ -1,9 +1,10 @@
 """Finds class folders: one folder of images per class, on a disk or in an archive.
 
-    found, notes = find(OnDisk("old/"), source)      # [ClassFolder("old/cat", "cat", None), ...]
+    found, notes, tops = find(OnDisk("old/"), source)      # [ClassFolder("old/cat", "cat", None), ...]
     for picture in walk(tree, found[0].path, left_out): ...
 
-They may be inside `train/` and `val/`, hold `train/` and `val/` themselves, or be inside a single top folder. The
+They may be inside `train/` and `val/`, hold `train/` and `val/` themselves, or be inside a single top folder, unless that
+has the name of a known class (`top_folders`). The
 prepare pass decides by content whether a file is an image. Only system files and endings of other kinds of files are
 skipped here.
 """
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kresume.errors import ImagesError
-from kresume.images.sources.found import Source
+from kresume.images.sources.found import Source, Top
 from kresume.images.sources.names import CONTAINERS, LISTS, SPLITS, UNSURE, ending, may_be_picture
 from kresume.images.sources.not_classes import refuse_annotations, refuse_classes_inside
+from kresume.images.sources.top_folders import is_class
 from kresume.images.sources.trees import OnDisk, Tree
 from kresume.spelling import counted, option
 from kresume.storage import locations
@@ -106,23 +108,16 @@ def walk(
             yield from walk(tree, folder.path, left_out, labelled=labelled, above=within)
 
 
-def find(tree: Tree, source: Source) -> tuple[list[ClassFolder], list[str]]:
-    """Returns the class folders of a tree, and notes.
+def find(tree: Tree, source: Source) -> tuple[list[ClassFolder], list[str], tuple[Top, ...]]:
+    """Returns the class folders of a tree, notes, and the single folders above them.
 
     Raises:
         ImagesError: if the tree is empty, or holds images without class folders, or folders that are no classes.
     """
     given = source.given
-    notes: list[str] = []
-    folders, files = tree.entries(tree.root)
-    folders = _without_unsure(tree, folders, notes, given)
+    level, tops, sure = _enter(tree, source)
+    folders, files, notes = level.folders, level.files, level.notes
     pictures = [entry for entry in files if may_be_picture(entry.name)]
-    while len(folders) == 1 and not pictures and (inner := tree.entries(folders[0].path))[0]:
-        # Enter the single folder of an unpacked archive. If that folder holds images itself, it is a class.
-        if any(may_be_picture(entry.name) for entry in inner[1]):
-            break
-        folders, files = inner
-        folders = _without_unsure(tree, folders, notes, given)
     if not folders and notes and not pictures:
         raise ImagesError(f"{notes[0]}; there are no other class folders")
     if not folders and not pictures:
@@ -143,12 +138,78 @@ def find(tree: Tree, source: Source) -> tuple[list[ClassFolder], list[str]]:
         for entry in files
         if ending(entry.name) in LISTS
     ]
-    found = list(_class_folders(tree, folders, notes, source))
+    found = list(_class_folders(tree, folders, notes, source, sure=sure))
     refuse_annotations(tree, found, given)
     if found and all(folder.split is None for folder in found):
         refuse_classes_inside(tree, folders, given)
         notes += _one_level_too_high(tree, folders, given)
-    return found, notes
+    return found, notes, tops
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Holds what is directly in a folder.
+
+    Attributes:
+        folders: its folders, without those that `kresume predict --sort` was not sure of.
+        files: its files.
+        notes: what was left out, here and above.
+    """
+
+    folders: list[Any]
+    files: list[Any]
+    notes: list[str]
+
+
+def _enter(tree: Tree, source: Source) -> tuple[_Level, tuple[Top, ...], bool]:
+    """Enters the single folder of an unpacked archive, and that in it, unless it is a class.
+
+    Returns:
+        `(the level of the class folders, the folders above it, True if its single folder is a known class)`.
+
+    Raises:
+        ImagesError: it has the name of a known class, and so have all folders in it.
+    """
+    folders, files = tree.entries(tree.root)
+    notes: list[str] = []
+    levels = [_Level(_without_unsure(tree, folders, notes, source.given), files, notes)]
+    while len(levels[-1].folders) == 1 and not any(may_be_picture(entry.name) for entry in levels[-1].files):
+        folders, files = tree.entries(levels[-1].folders[0].path)
+        if not folders or any(may_be_picture(entry.name) for entry in files):
+            break  # it holds images itself: it is a class
+        notes = [*levels[-1].notes]
+        levels.append(_Level(_without_unsure(tree, folders, notes, source.given), files, notes))
+    tops = _tops(tree, levels, source.given)
+    for level, top in zip(levels, tops, strict=False):
+        if is_class(top, source.classes):
+            folders = sorted(top.inside, key=lambda name: name not in source.classes)
+            if folders:
+                way = f"; if these are the classes, give {top.way}" if top.way else ""
+                level.notes.append(
+                    f"{source.given}: all images in {top.path}/ are of the class {top.name}, also those in its folders "
+                    f"({_first(folders)}){way}"
+                )
+            return level, (), True
+    return levels[-1], tops, False
+
+
+def _tops(tree: Tree, levels: Sequence[_Level], given: str) -> tuple[Top, ...]:
+    """Returns the single folders above the last level."""
+    names = [_class_names(tree, level.folders) for level in levels[1:]]
+    tops: list[Top] = []
+    for number, (level, inside) in enumerate(zip(levels, names, strict=False), 1):
+        name = level.folders[0].name
+        path = f"{tops[-1].path}/{name}" if tops else name
+        way = locations.join(given, path) if isinstance(tree, OnDisk) else ""
+        tops.append(Top(given, path, name, inside, names[-1], way, number == len(names)))
+    return tuple(tops)
+
+
+def _class_names(tree: Tree, folders: Sequence[Any]) -> tuple[str, ...]:
+    """Returns the names of folders that may be classes: those inside, of splits."""
+    if all(folder.name.lower() in SPLITS for folder in folders):
+        folders = [inner for folder in folders for inner in tree.entries(folder.path)[0]]
+    return tuple(dict.fromkeys(folder.name for folder in folders))
 
 
 def _refuse_bare_splits(tree: Tree, folders: Sequence[Any], given: str) -> None:
@@ -199,9 +260,11 @@ def _without_unsure(tree: Tree, folders: list[Any], notes: list[str], given: str
     return kept
 
 
-def _class_folders(tree: Tree, folders: Sequence[Any], notes: list[str], source: Source) -> Iterator[ClassFolder]:
+def _class_folders(
+    tree: Tree, folders: Sequence[Any], notes: list[str], source: Source, *, sure: bool
+) -> Iterator[ClassFolder]:
     given = source.given
-    if _hold_splits(tree, folders):
+    if _hold_splits(tree, folders, sure=sure):
         for folder in folders:
             for inner in _without_unsure(tree, tree.entries(folder.path)[0], notes, given):
                 side = SPLITS[inner.name.lower()]
@@ -251,10 +314,11 @@ def _about_tests(given: str, folder: str) -> str:
     return f"{given}: {folder}/ was left out: test images are for `kresume eval`"
 
 
-def _hold_splits(tree: Tree, folders: Sequence[Any]) -> bool:
+def _hold_splits(tree: Tree, folders: Sequence[Any], *, sure: bool) -> bool:
     """Returns True if each class folder holds only its own `train/`, `val/` or `test/` with pictures.
 
-    With folders in these, the folders above may be data sets: `_one_level_too_high` says so.
+    With folders in these, the folders above may be data sets (`_one_level_too_high` says so), unless they are sure to be
+    classes.
     """
     names = []
     for folder in folders:  # ends at the first class with pictures: listing a large folder takes long
@@ -264,7 +328,8 @@ def _hold_splits(tree: Tree, folders: Sequence[Any]) -> bool:
         if any(may_be_picture(entry.name) for entry in files):
             return False
         names.append({entry.name.lower() for entry in inner})
-        if not names[-1] <= SPLITS.keys() or any(tree.entries(entry.path)[0] for entry in inner):
+        deeper = not sure and any(tree.entries(entry.path)[0] for entry in inner)
+        if not names[-1] <= SPLITS.keys() or deeper:
             return False
     found = [{SPLITS[name] for name in inner} for inner in names]
     return bool(found) and all("train" in splits for splits in found) and any(len(splits) > 1 for splits in found)

@@ -27,7 +27,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
         ImagesError: if the folder is empty, or holds images without class folders.
     """
     given, tree = source.given, OnDisk(source.path, source.follow_links)
-    folders, notes = class_folders.find(tree, source)
+    folders, notes, tops = class_folders.find(tree, source)
     left_out: Counter[str] = Counter()
     found: list[Found] = []
     gone: list[Quarantined] = []
@@ -39,7 +39,8 @@ def list_source(source: Source, advance: Advance) -> Listing:
             except FileNotFoundError:
                 gone.append(Quarantined(entry.path, folder.label, "it is a link to a file that is not there"))
                 continue
-            found.append(Found(entry.path, folder.label, given, facts.st_size, facts.st_mtime_ns, folder.split))
+            size, time, stamp = locations.version(facts)
+            found.append(Found(entry.path, folder.label, given, size, time, folder.split, stamp=stamp))
     skipped = describe_left_out(left_out, given)
     classes = tuple(sorted({folder.label for folder in folders}))
     without = sorted(set(classes) - {each.label for each in found})
@@ -49,7 +50,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
         others = "".join(f": {note.rpartition(': ')[2]} there" for note in skipped[:1])
         others += f"; {counted(len(gone), 'link')} to files that are not there" if gone else ""
         raise ImagesError(f"{given} has the class folders {', '.join(classes)}, but they contain no images{others}")
-    return Listing(tuple(found), (*notes, *skipped), classes, tuple(gone))
+    return Listing(tuple(found), (*notes, *skipped), classes, tuple(gone), tops=tops)
 
 
 def walk_without_classes(source: Source, left_out: Counter[str]) -> Iterator[Found]:
@@ -65,7 +66,8 @@ def walk_without_classes(source: Source, left_out: Counter[str]) -> Iterator[Fou
         except FileNotFoundError:
             left_out[NOWHERE] += 1
             continue
-        yield Found(entry.path, NO_CLASS, source.given, facts.st_size, facts.st_mtime_ns)
+        size, time, stamp = locations.version(facts)
+        yield Found(entry.path, NO_CLASS, source.given, size, time, stamp=stamp)
 
 
 def count_without_classes(source: Source) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume.images.sources.moves import NOTHING, Moves
+from kresume.storage.locations import Version
 
 ONE_LABEL = (
     "kresume trains one image to one label; for several labels per image use kresume.BackupAndRestore in your own fit"
@@ -45,6 +46,7 @@ class Found:
         coding: `""` for uncompressed bytes, `"deflate"` for a compressed member of a zip, or one of `STREAM_CODINGS`.
         member: its name inside an archive; empty for a file of its own.
         extra: further columns of a list, as a JSON object; empty for none.
+        stamp: what else tells a changed file, see `locations.version`; 0 if it is unknown.
         numbered: True if the label is the number of an output, not a name.
     """
 
@@ -59,12 +61,18 @@ class Found:
     coding: str = ""
     member: str = ""
     extra: str = ""
+    stamp: int = 0
     numbered: bool = False
 
     @property
     def key(self) -> str:
         """Returns a key of the range of bytes, whatever its label."""
         return key_of(self.path, self.offset, self.length)
+
+    @property
+    def version(self) -> Version:
+        """Returns what tells whether its file has changed."""
+        return self.bytes, self.mtime_ns, self.stamp
 
     @property
     def name(self) -> str:
@@ -116,8 +124,8 @@ class Facts:
     thumb: bytes
 
 
-Known = Mapping[str, tuple[int, int, Facts]]
-"""Facts by `Found.key`, each with the file's size and time for which they hold."""
+Known = Mapping[str, tuple[Version, Facts]]
+"""Facts by `Found.key`, each with the version of the file for which they hold."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,29 @@ class Quarantined:
     path: str
     label: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Top:
+    """Names a single folder above the class folders of a source, which was skipped.
+
+    Attributes:
+        given: the source as the user gave it.
+        path: the folder's path in it.
+        name: the folder's name.
+        inside: names of the folders in it.
+        classes: names of the class folders below it.
+        way: what to give to have it skipped; empty in an archive.
+        last: True if the class folders are directly in it.
+    """
+
+    given: str
+    path: str
+    name: str
+    inside: tuple[str, ...]
+    classes: tuple[str, ...]
+    way: str
+    last: bool
 
 
 @dataclass(frozen=True)
@@ -141,6 +172,7 @@ class Listing:
         known: facts that the source itself has recorded.
         moved: the folders of `Source.moves` from which images of a list have moved.
         examples: True if some of them are examples of a TFRecord.
+        tops: the single folders above the class folders of one source, the highest first.
     """
 
     files: tuple[Found, ...]
@@ -150,6 +182,7 @@ class Listing:
     known: Known = field(default_factory=dict)
     moved: frozenset[str] = frozenset()
     examples: bool = False
+    tops: tuple[Top, ...] = ()
 
     @property
     def numbered(self) -> bool:
@@ -171,6 +204,7 @@ class Source:
         labelled: False lists every image, those without a label and those for testing too, all under `NO_CLASS`.
         tests: True lists the images for testing too.
         moves: where the images of a list have moved.
+        classes: known names of classes. A single top folder of such a name is a class.
     """
 
     path: str
@@ -182,3 +216,4 @@ class Source:
     labelled: bool = True
     tests: bool = False
     moves: Moves = NOTHING
+    classes: frozenset[str] = frozenset()

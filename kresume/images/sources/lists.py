@@ -118,7 +118,8 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
             continue
         if full != asked:
             respelled[len(found)] = asked
-        found.append(Found(full, label, source.given, facts.st_size, facts.st_mtime_ns, split, extra=text))
+        size, time, stamp = locations.version(facts)
+        found.append(Found(full, label, source.given, size, time, split, extra=text, stamp=stamp))
         advance(1)
     others.check(source.given)
     found, spelled = _without_others(found, respelled, gone, source.given)

@@ -56,13 +56,13 @@ def list_source(source: Source, advance: Advance) -> Listing:
     Raises:
         ImagesError: if the file is damaged, or an example lacks an image or a label.
     """
-    facts = locations.stat(source.path)
+    size, time, stamp = locations.version(locations.stat(source.path))
     names = USUAL | dict(source.features)
     with locations.opened(source.path) as file:
         coding = locations.stream_coding(file.read(6))
     kept = None
     if source.memory is not None:
-        asked = [source.path, facts.st_size, facts.st_mtime_ns, names, *([] if source.labelled else ["unlabelled"])]
+        asked = [source.path, size, time, stamp, names, *([] if source.labelled else ["unlabelled"])]
         identity = json.dumps(asked, sort_keys=True)
         kept = source.memory / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
     recalled = _recalled(kept)
@@ -74,7 +74,6 @@ def list_source(source: Source, advance: Advance) -> Listing:
             atomic.write_text(kept, json.dumps([examples, damaged]))
     if not examples:
         raise ImagesError(f"{source.given} contains no {'undamaged ' if damaged else ''}record")
-    size, time = facts.st_size, facts.st_mtime_ns
     found = tuple(
         Found(
             source.path,
@@ -87,6 +86,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
             length,
             coding,
             f"record-{number}",
+            stamp=stamp,
             numbered=is_number,
         )
         for number, offset, length, label, is_number in examples

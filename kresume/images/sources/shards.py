@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from kresume.images.sources.found import Advance, Found, Listing, Quarantined, Source
 from kresume.images.sources.names import hidden, may_be_picture
+from kresume.images.sources.top_folders import Listed, merged, settle
 from kresume.spelling import counted
 from kresume.storage import locations
 
@@ -46,12 +48,17 @@ def list_source(source: Source, advance: Advance) -> Listing:
     quarantine: list[Quarantined] = []
     examples = False
     others = 0
+    each: list[Listed] = []
     for path in _files(source.path) or ():
         function = _kind(path)
         if function is None:
             others += 1
             continue
-        listing = function(replace(source, path=path), advance)
+        shard = replace(source, path=path)
+        each.append(Listed(function(shard, advance), partial(_again, function, shard, advance)))
+    settled = settle(each, source.classes)
+    for shown in settled:
+        listing = shown.listing
         found += listing.files
         notes += listing.notes
         classes |= set(listing.classes)
@@ -60,5 +67,17 @@ def list_source(source: Source, advance: Advance) -> Listing:
     if others:
         notes.append(f"{source.given}: {counted(others, 'file')} beside the shards left out")
     return Listing(
-        tuple(found), tuple(dict.fromkeys(notes)), tuple(sorted(classes)), tuple(quarantine), examples=examples
+        tuple(found),
+        tuple(dict.fromkeys(notes)),
+        tuple(sorted(classes)),
+        tuple(quarantine),
+        examples=examples,
+        tops=merged(top for shown in settled for top in shown.listing.tops),
     )
+
+
+def _again(
+    function: Callable[[Source, Advance], Listing], shard: Source, advance: Advance, classes: frozenset[str]
+) -> Listing:
+    """Lists a shard with known names of classes."""
+    return function(replace(shard, classes=shard.classes | classes), advance)

@@ -46,9 +46,6 @@ PART = 128
 AGAIN = "trying again before the next epoch"
 WAITS = "waits for the next generation"
 
-Version = tuple[int, int]
-"""A file's size and modification time."""
-
 
 class _Known:
     """The run's recorded images by content.
@@ -127,8 +124,8 @@ class Watch:
         self._drop = corrections.read_drop(config.drop if config.drop and one_file.is_file(config.drop) else None)
         self._dropped = set(dropped)
         self._away = away
-        self._seen: dict[str, Version] = {}
-        self._judged: dict[str, Version] = {}
+        self._seen: dict[str, locations.Version] = {}
+        self._judged: dict[str, locations.Version] = {}
         self._told: set[str] = {f"cannot be used:{name}" for name in set_aside}
         self._unlisted: set[str] = set()
         self._waits: dict[str, tuple[str, str]] = {}
@@ -193,7 +190,7 @@ class Watch:
         )
         for note in merge.facts.notes:
             self._say(f"note: {note}")
-        self._judged |= {image.found.key: _version(image.found) for image in images if not known.left(image)}
+        self._judged |= {image.found.key: image.found.version for image in images if not known.left(image)}
         came = ~np.isin(merge.manifest.sha256s, everything.sha256s)
         return pa.concat_tables([merge.manifest.table.take(np.nonzero(came)[0]), _where_they_are_now(everything, back)])
 
@@ -209,6 +206,7 @@ class Watch:
                     features=parse_features(self._config.feature),
                     memory=listings_of(self._config.cache),
                     moves=Moves.parse(self._config.remap),
+                    known=self._classes,
                 )
             except (ImagesError, OSError) as error:
                 self._say(f"{path} cannot be listed now ({error}): {AGAIN}")
@@ -238,7 +236,7 @@ class Watch:
         now = time.time_ns()
         ready = []
         for found in listed:
-            version = _version(found)
+            version = found.version
             if found.key in recorded or self._judged.get(found.key) == version:
                 continue
             fresh = now - found.mtime_ns < SETTLED_SECONDS * 1e9  # a server's clock may be ahead
@@ -272,13 +270,13 @@ class Watch:
             now = locations.stat(found.path)
         except OSError:
             return False
-        if (now.st_size, now.st_mtime_ns) != _version(found):
+        if locations.version(now) != found.version:
             return False  # it grew while it was read
         label = known.label(image)
         if label is None:
             return True
         if label != found.label:
-            self._judged[found.key] = _version(found)
+            self._judged[found.key] = found.version
             path = known.path(image)
             self._judged_other[found.key] = (found.name, f"{label} in the run, {found.label} in the sources")
             self._say(
@@ -292,7 +290,7 @@ class Watch:
             return True
         if locations.exists(known.path(image)):
             # A copy. If the recorded path is missing, the file was renamed and is checked again.
-            self._judged[found.key] = _version(found)
+            self._judged[found.key] = found.version
         return False
 
     def _name_relabelled(self, listed: Sequence[Found], recorded: Mapping[str, tuple[str, ...]]) -> None:
@@ -372,10 +370,6 @@ def _where_they_are_now(everything: Manifest, back: Mapping[str, Found]) -> pa.T
         index = table.column_names.index(name)
         table = table.set_column(index, schema().field(name), pa.array(values, schema().field(name).type))
     return table
-
-
-def _version(found: Found) -> Version:
-    return found.bytes, found.mtime_ns
 
 
 def _labels_of(manifest: Manifest) -> dict[str, tuple[str, ...]]:

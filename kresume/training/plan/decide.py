@@ -49,6 +49,7 @@ from kresume.training.plan.images import (
     list_sources,
 )
 from kresume.training.plan.judging import check_judging, check_measurable
+from kresume.training.plan.known_classes import known_classes
 from kresume.training.plan.parent import (
     Parent,
     fresh_rate,
@@ -114,6 +115,7 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
     if config.from_ is not None and parent is None:
         reporter.say(f"no checkpoint at {config.from_}: starting with initial weights ({option('or-new', True)})")
     check_asked(config, parent)
+    sources = sources.knowing(known_classes(config, parent))
     check_sources(config, parent, sources)
     classes, classes_reason = decide_classes(config, parent, sources)
     new = new_classes(config, parent, sources, classes)
@@ -209,6 +211,7 @@ def update_data(start: Start, loaded: Loaded, sources: Sources, reporter: Report
         KresumeError: the images cannot be used; the message says which and why.
     """
     config, parent, model = start.config, loaded.parent, loaded.live.model
+    sources = sources.knowing(known_classes(config, parent))
     card = parent.card if parent is not None else None
     old = (sources.data or sources.add) if parent is not None and not config.new_head else None
     spec, layout = decode_spec(config, card, model, image_size(config))

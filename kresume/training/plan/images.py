@@ -32,6 +32,7 @@ from kresume.runs import dropped_by
 from kresume.spelling import counted, option, respelled
 from kresume.tasks.table import class_count
 from kresume.training.plan.growth import ways_on
+from kresume.training.plan.known_classes import known_classes
 from kresume.training.plan.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
 
@@ -90,6 +91,7 @@ def _listed(config: TrainConfig, reporter: Reporter, *, writes: bool = True) -> 
         memory=listings_of(config.cache),
         writes=writes,
         moves=Moves.parse(config.remap),
+        known=known_classes(config, None),
     )
 
 
@@ -201,6 +203,7 @@ def gather(
     """
     remembered = parent.manifest if parent is not None else None
     drop = corrections.read_drop(config.drop)
+    dropped = corrections.all_spellings(drop)
     remembered = corrections.remap(remembered, Moves.parse(config.remap), sources.moved)
     _check_streams(sources, cache, writes)
     collected = collect.collect(sources.named(classes), spec, cache, reporter, recorded=remembered, writes=writes)
@@ -211,7 +214,7 @@ def gather(
         given = {image.found.key: image.facts.sha256 for image in images}
         policy = settings_of(config).on_missing
         remembered, more = without_missing(
-            remembered, spec, cache, reporter, policy, named(str(config.from_)), drop, given, writes=writes
+            remembered, spec, cache, reporter, policy, named(str(config.from_)), dropped, given, writes=writes
         )
         notes += more
     _check_strict(config, collected.quarantine)
@@ -219,6 +222,8 @@ def gather(
         collect.decode_recorded(remembered, spec, cache, reporter)
     hashes, nowhere = corrections.hashes_in(drop, remembered, data, add, val)
     before = dropped_by(parent.run) if parent is not None and parent.run is not None else set()
+    if drop and not before and not config.watch:  # an earlier run may have dropped them; they may arrive later
+        corrections.check_found(drop, nowhere, str(config.drop))
     merge = merging.merge(
         remembered,
         data,
@@ -240,9 +245,8 @@ def gather(
             f"{counted(merge.facts.dropped, 'image')} dropped ({option('drop')}), {forgotten:,} of them from the cache"
         )
         if nowhere:
-            notes.append(
-                f"{counted(len(nowhere), 'line')} of {option('drop', config.drop)} without an image; the first is {nowhere[0]}"
-            )
+            without = f"{counted(len(nowhere), 'line')} of {option('drop', config.drop)} without an image"
+            notes.append(f"{without}; {corrections.first_of(nowhere)}")
     elif merge.facts.dropped:
         notes.append(
             f"{counted(merge.facts.dropped, 'image', 'is', 'are')} left out, because an earlier run dropped "
