@@ -84,10 +84,9 @@ def commands():
 
 def texts(command):
     """Returns the names of the options and arguments of a command that take text."""
-    found = command.get_params(click.Context(command))
     return {
         max(each.opts, key=len)
-        for each in found
+        for each in command.params  # `get_params` would keep a help option without -h in the command
         if each.type.name == "text" and not getattr(each, "is_flag", False) and each.name != "help"
     }
 
