@@ -84,9 +84,11 @@ def commands():
 
 def texts(command):
     """Returns the names of the options and arguments of a command that take text."""
+    names = cli.context_settings["help_option_names"]  # a command keeps its first context's help option
+    found = command.get_params(click.Context(command, help_option_names=names))
     return {
         max(each.opts, key=len)
-        for each in command.params  # `get_params` would keep a help option without -h in the command
+        for each in found
         if each.type.name == "text" and not getattr(each, "is_flag", False) and each.name != "help"
     }
 
