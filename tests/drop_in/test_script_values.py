@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from kresume.drop_in import code_changes, script_record
+from kresume.drop_in import code_changes, code_digest, script_record
 from kresume.models import introspection
 from tests.drop_in import helper_of_script
 from tests.helpers.script_records import load, record
@@ -229,7 +228,8 @@ def test_the_files_of_the_code_are_known(tmp_path, monkeypatch):
     module = types.ModuleType("of_user")
     module.__file__ = str(path)
     monkeypatch.setitem(sys.modules, "of_user", module)
-    monkeypatch.delitem(sys.modules, "edited_script", raising=False)  # which has no file
+    # Modules of other tests may have no file any more.
+    monkeypatch.setattr(code_digest, "is_users_module", lambda found: found is module)
     digest = script_record._files()
     assert digest is not None
     assert script_record._files() == digest
@@ -241,7 +241,7 @@ def test_the_files_of_the_code_are_known(tmp_path, monkeypatch):
     assert script_record._files() is None
 
 
-def test_objects_that_hold_each_other_are_described_in_a_moment():
+def test_objects_that_hold_each_other_are_described():
     """They were not looked into before."""
     source = """
 class Node:
@@ -254,9 +254,7 @@ NODE.parts["node"] = NODE
 def loss(y_true, y_pred):
     return NODE.run(y_pred) + NODE.parts["node"].a
 """
-    began = time.perf_counter()
     found = record(compiled(load(source).loss))
-    assert time.perf_counter() - began < 5
     assert "loss.NODE.run.code" in found["compile"]
     assert len(json.dumps(found)) < 1_000_000
 

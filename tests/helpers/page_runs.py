@@ -76,6 +76,7 @@ def write_images(folder: Path, classes, *, old=60, new=40, seed=0, names=None, s
         "thumb": [thumb.tobytes() for thumb in thumbs],
         "seen": [False] * count,
         "replaced": [""] * count,
+        "stamp": [0] * count,
     }
     return Manifest.from_table(ordered(pa.table(rows, schema())), tuple(classes))
 

@@ -19,6 +19,8 @@ from tests.helpers import flaky_bucket
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import TINY, run_training, trained
 
+pytestmark = pytest.mark.one_backend(trains=True)
+
 CLASSES = ("1", "10", "2")
 OF_CLASS, SKIPPED, HOLDS_ITSELF = "all images in", "was skipped, and the folders", "was skipped, though"
 TABLE = [
@@ -170,7 +172,6 @@ def run(tmp_path_factory):
     return folder / "1"
 
 
-@pytest.mark.one_backend(trains=True)
 def test_commands_on_a_run_know_its_classes(run, tmp_path, quiet):
     """`train`, `eval` and `data scan` of an inbox with one class, in folders by date, read the same label."""
     from kresume.evaluation.evaluate import evaluate
