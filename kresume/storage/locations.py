@@ -23,6 +23,7 @@ from typing import IO, Any, Protocol, cast
 from kresume.addresses import MUST_BE_HERE, begins_as_address, is_remote
 from kresume.errors import ImagesError, UsageError
 from kresume.storage.remote_paths import remote_path
+from kresume.storage.stores import is_on_drive
 
 Version = tuple[int, int, int]
 """Size in bytes, modification time in nanoseconds, and the stamp of a file; see `version`."""
@@ -133,15 +134,17 @@ def version(facts: Any) -> Version:
     """Returns what tells a changed file from one that was read: size, modification time, and a stamp.
 
     The stamp is made of the change time and the number of the file, which programs do not set: of two files of one size and
-    one modification time, each in the other's place, both have new ones. It is 0 where a store tells neither. Changed
-    permissions change it, too, and cost another look at the content.
+    one modification time, each in the other's place, both have new ones. Changed permissions change it, too, and cost
+    another look at the content. It is 0 where a store tells neither, and on a drive in user space (Google Drive): that may
+    number its files anew with each mount, and all would be read again.
 
     Args:
         facts: from `stat`, or from an entry of a folder.
     """
     if isinstance(facts, _Stat):
         return facts.st_size, facts.st_mtime_ns, facts.stamp
-    return facts.st_size, facts.st_mtime_ns, (facts.st_ctime_ns ^ facts.st_ino * SPREAD) % 2**63
+    stamp = 0 if is_on_drive(facts.st_dev) else (facts.st_ctime_ns ^ facts.st_ino * SPREAD) % 2**63
+    return facts.st_size, facts.st_mtime_ns, stamp
 
 
 def entries(path: str) -> list[Entry]:

@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -35,7 +35,7 @@ PACKAGES = {
 """The package behind a scheme, and what to install for it."""
 DRIVE = "/content/drive/"
 """Where Colab mounts the user's own drive."""
-MOUNTS = "/proc/mounts"
+MOUNTS, DEVICES = "/proc/mounts", "/proc/self/mountinfo"
 NO_DRIVES = frozenset({"fuseblk", "fuse.fuse-overlayfs", "fuse.lxcfs", "fusectl", "fuse.portal", "fuse.snapfuse"})
 """File systems of this kind that are local disks, or none."""
 
@@ -326,3 +326,18 @@ def is_slow_drive(path: str, mounts: str | None = None) -> bool:
         if (real == point or real.startswith(f"{point.rstrip('/')}/")) and len(point) >= len(best):
             best, kind = point, fields[2]
     return kind.startswith("fuse") and kind not in NO_DRIVES
+
+
+@lru_cache(maxsize=256)
+def is_on_drive(device: int) -> bool:
+    """Returns True for the number of a device (`st_dev`) that is a drive in user space (FUSE).
+
+    Source: `proc_pid_mountinfo(5)` of the Linux manual.
+    """
+    try:
+        lines = Path(DEVICES).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    kinds = [line.partition(" - ")[2].split(" ")[0] for line in lines if line.split(" ")[2:3] == [wanted]]
+    return any(kind.startswith("fuse") and kind not in NO_DRIVES for kind in kinds)

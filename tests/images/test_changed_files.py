@@ -28,7 +28,7 @@ from kresume.images.sources import list_images
 from kresume.images.sources.examples import example_class
 from kresume.images.sources.records import masked_crc
 from kresume.images.sources.tables import still_there
-from kresume.storage import locations
+from kresume.storage import locations, stores
 from kresume.storage.remote_paths import FsspecPath
 from kresume.training.loop.watch import Watch
 from kresume.values.decode_spec import DecodeSpec
@@ -312,3 +312,20 @@ def test_a_tag_of_a_store_tells_a_replaced_file():
     store.tag = '"2"'
     assert version()[:2] == first[:2]
     assert version() != first
+
+
+def test_a_drive_in_user_space_has_no_stamps(folder, tmp_path, monkeypatch):
+    """Google Drive may number its files anew with each mount: all would be read again."""
+    facts = os.stat(folder)
+    number = f"{os.major(facts.st_dev)}:{os.minor(facts.st_dev)}"
+    table = tmp_path / "mountinfo"
+    monkeypatch.setattr(stores, "DEVICES", str(table))
+    found = {}
+    for kind in ("ext4", "fuse.drive", "fuse", "fuse.fuse-overlayfs", "overlay"):
+        stores.is_on_drive.cache_clear()
+        table.write_text(
+            f"30 1 0:999999 / /other rw - fuse other rw\n36 35 {number} / /a\\040b rw,noatime master:1 - {kind} x rw\n"
+        )
+        found[kind] = locations.version(facts)[2] != 0
+    stores.is_on_drive.cache_clear()
+    assert found == {"ext4": True, "fuse.drive": False, "fuse": False, "fuse.fuse-overlayfs": True, "overlay": True}
