@@ -50,11 +50,11 @@ def message(
     if not before or not now:
         return []
     layers = layers and not before.get("used")  # an earlier fit had changed what the backup records
-    changes = list(dict.fromkeys(_changes(before, now, layers=layers)))
+    same_files = before.get("files") is not None and before["files"] == now.get("files")
+    changes = list(dict.fromkeys(_changes(before, now, layers=layers, callbacks=not same_files)))
     if not changes:
         return []
     more = f" and {len(changes) - MOST} more" if len(changes) > MOST else ""
-    same_files = before.get("files") is not None and before["files"] == now.get("files")
     edited = not same_files and all(change.is_edit for change in changes)
     named = ", ".join(change.text for change in changes[:MOST])
     effect = _effect({change.root for change in changes}, _way_back(edited, same_files), finished=finished)
@@ -75,10 +75,13 @@ class Change(NamedTuple):
     is_edit: bool
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], *, layers: bool) -> Iterator[Change]:
-    """Yields the differences of the layers, of `compile`, of `fit` and of callbacks."""
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], *, layers: bool, callbacks: bool) -> Iterator[Change]:
+    """Yields the differences of the layers, of `compile`, of `fit` and of callbacks.
+
+    Values of callbacks are not told where no file was edited: names of runs, numbers of processes and the like.
+    """
     yield from (change for change in _of_layers(before, now) if layers or change.is_edit)
-    for part in ("compile", "fit", CALLBACKS):
+    for part in ("compile", "fit", *([CALLBACKS] if callbacks else [])):
         for path, old, new in _changed(before.get(part, {}), now.get(part, {})):
             if layers or part == "fit" or "." not in path or is_code(path):  # others may be of an object that counted
                 yield Change(_text(path, old, new), re.split(r"[.\[ ]", path)[0], is_code(path))

@@ -177,7 +177,8 @@ class FitCall:
         self.validations.ended(kept)
         self.draws.ended()
         # They reference each other where an epoch was cut: tf.data's would read ahead until they are collected as garbage.
-        self.iterator._epoch_iterator = self.iterator._current_iterator = None
+        if (iterator := self.iterator) is not None:
+            iterator._epoch_iterator = iterator._current_iterator = None
 
     def lived_through(self, folder: str) -> None:
         """Counts what a `fit` of this process that kept its backups in a folder drew from the same data."""

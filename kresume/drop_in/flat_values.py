@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import inspect
 import math
+import os
 import re
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
@@ -35,8 +36,10 @@ KEYS = "[]"
 PLAIN = (bool, int, float, str, type(None))
 UNSTABLE = re.compile(r"0x[0-9a-f]{4}|[/\\]|(?:\d\D{0,2}){6}")
 """Matches texts with an address, a path, or as many digits as a date has."""
-LONGEST_TEXT, LONGEST_LIST, MOST_ITEMS, LARGEST = 100, 16, 256, 10_000_000
+LONGEST_TEXT, LONGEST_LIST, MOST_ITEMS, LARGEST = 100, 16, 256, 1_000_000
 DEEPEST, MOST_VALUES = 6, 5_000
+PRIVATE = re.compile(r"token|secret|passw|credential|api_?key|auth", re.IGNORECASE)
+"""Matches names of texts that may be secret: a backup may be in a bucket that others read."""
 DATES, DIGITS = 1e9, 12
 """Numbers from here on, and those above 1 with as many digits, may be times in seconds."""
 LEFT_OUT = {
@@ -91,6 +94,13 @@ def flatten(path: str, value: Any, found: Flat, depth: int = 0, named: Named | N
         depth: how many objects contain the value.
         named: what code names that uses the value; None for a setting. Of an object it may use nothing else.
     """
+    try:
+        _flatten(path, value, found, depth, named)
+    except Exception:  # of an object of the user's that refuses to be looked at: the others are compared
+        return
+
+
+def _flatten(path: str, value: Any, found: Flat, depth: int, named: Named | None) -> None:
     kind = type(value)  # `isinstance` would ask a proxy of the user's, which may raise
     if depth > DEEPEST or len(found) > MOST_VALUES:
         return
@@ -99,10 +109,11 @@ def flatten(path: str, value: Any, found: Flat, depth: int = 0, named: Named | N
         flatten(f"{path}.value", value.value, found, depth + 1, named)
     elif issubclass(kind, PLAIN) or issubclass(kind, np.generic):
         plain = value.item() if issubclass(kind, np.generic) else value
-        if named is None or not _may_be_a_time(plain):
+        if (named is None or not _may_be_a_time(plain)) and not _is_private(path, plain):
             _plain(path, plain, found)
-    elif issubclass(kind, Mapping):
-        _dictionary(path, dict(value), found, depth, named)
+    elif issubclass(kind, dict):  # another mapping may read files or the environment
+        if len(value) <= MOST_ITEMS:
+            _dictionary(path, dict(value), found, depth, named)
     elif issubclass(kind, tuple) and hasattr(kind, "_fields"):
         _object(path, value, dict(zip(kind._fields, value, strict=False)), found, depth, named)
     elif issubclass(kind, (list, tuple)):
@@ -121,6 +132,13 @@ def flatten(path: str, value: Any, found: Flat, depth: int = 0, named: Named | N
         flatten(path, np.asarray(value).item(), found, depth, named)
     elif not issubclass(kind, (type, *DESCRIBED_ELSEWHERE)):
         _users_object(path, value, found, depth, named)
+
+
+def _is_private(path: str, value: Any) -> bool:
+    """Returns True for a text that is a secret by its name, or that the environment gave."""
+    return type(value) is str and (
+        PRIVATE.search(path) is not None or (len(value) > 5 and value in os.environ.values())
+    )
 
 
 def _users_object(path: str, value: Any, found: Flat, depth: int, named: Named | None) -> None:
@@ -244,8 +262,6 @@ def _is_unstable(text: str) -> bool:
 def _dictionary(path: str, value: dict[Any, Any], found: Flat, depth: int, named: Named | None) -> None:
     if "class_name" in value and "config" in value:
         _serialized(path, str(value["class_name"]), value["config"], found, depth)
-        return
-    if len(value) > MOST_ITEMS:
         return
     found[path] = "dict"
     chosen = {text: value[key] for key in _chosen(value, named) if (text := _key(key))}

@@ -10,7 +10,6 @@ change attributes of a model. Layers are in the order of the tree of layers, by 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import sys
 import warnings
@@ -42,8 +41,6 @@ ONLY_IF = " | "
 
 _begun: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 """The models and callbacks of the fits of this process with backups, by `id`: a class of the user's may have no hash."""
-_fits = itertools.count()
-"""Counts the fits of this process that are described."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +66,15 @@ def describe(model: Any, call: FitCall | None, callbacks: Sequence[Any] = ()) ->
     """Describes a compiled model, the running `fit` and its callbacks; call it before the first step."""
     used = _begun.get(id(model)) is model
     _begun[id(model)] = model
-    earlier = next(_fits) > 0
     with warnings.catch_warnings():  # Keras warns of a lambda in a config
         warnings.simplefilter("ignore")
         optimizer = _optimizer(model)
         try:
             record = {**_layers(model), "compile": _compiled(model), "fit": _fit(call), "used": used, "files": _files()}
             record[CALLBACKS] = _callbacks(callbacks)
-            if earlier:  # which may have counted; it is left out of a restart if it had ended
-                record["settings"] = [_constant(flat) for flat in record["settings"]]
-                record |= {name: _constant(record[name]) for name in ("compile", CALLBACKS)}
+            # What the code itself writes may have counted, and trains nothing that a backup does not hold.
+            record["settings"] = [_constant(flat) for flat in record["settings"]]
+            record |= {name: _constant(record[name]) for name in ("compile", CALLBACKS)}
             json.dumps(record)
         except Exception:  # a description, which objects of the user's may refuse, is worth no training
             record = {}

@@ -69,7 +69,7 @@ class Sources:
         """Returns the same sources, where a single top folder may be one of these classes.
 
         Raises:
-            ImagesError: a single top folder has the name of a class, and so have all folders in it.
+            ImagesError: a single top folder has the name of a class, and so have folders in it.
         """
         if not any(each.listing.tops for part in self.parts for each in part):
             return self

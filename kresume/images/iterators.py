@@ -103,7 +103,8 @@ class _Guard:
         gc.unfreeze()  # frozen objects are not listed
         for found in [each for each in gc.get_objects() if type(each) in self.classes]:
             _end(found)
-        gc.callbacks.remove(self._hold)
+        with suppress(ValueError):  # the user may have removed it
+            gc.callbacks.remove(self._hold)
         self._lent.put(None)
         if self._destroyer is not None:
             self._destroyer.join()

@@ -22,7 +22,8 @@ from kresume.errors import ModelError
 from kresume.models.outputs import backwards
 from kresume.values.first_layers import LARGEST_SCALE
 
-EXACTLY = 256
+POWER_OF_TWO = 256
+"""Divides and multiplies pixels without rounding."""
 DEEPEST = 8
 """Most levels of blocks inside blocks that are opened."""
 Size = tuple[int | None, int | None]
@@ -224,8 +225,8 @@ def _scaling(scale: Any, offset: Any) -> list[Any]:
     if (
         np.abs(factor).max() > LARGEST_SCALE
     ):  # it shows no bytes: scaled down first, by a power of two, which rounds nothing
-        steps.append(keras.layers.Rescaling(1 / EXACTLY, dtype="float32"))
-        factor = factor * EXACTLY
+        steps.append(keras.layers.Rescaling(1 / POWER_OF_TWO, dtype="float32"))
+        factor = factor * POWER_OF_TWO
     return [*steps, keras.layers.Rescaling(factor.tolist(), offset=shift.tolist(), dtype="float32")]
 
 

@@ -54,7 +54,8 @@ def _layer(operation: Any, nodes: Set[int]) -> Layer:
     above = (kind.__name__ for kind in type(operation).__mro__ if kind.__module__.startswith("keras."))
     kind = own if own.startswith("Random") else next(above, own)
     if kind == "Normalization":
-        mean, variance = (_adapted(operation, name) for name in ("mean", "variance"))
+        known = not getattr(operation, "invert", False)  # else it takes what another one gave
+        mean, variance = (_adapted(operation, name) if known else None for name in ("mean", "variance"))
         return Layer(operation.name, kind, mean, sources, spread=root_of(variance))
     return Layer(operation.name, kind, getattr(operation, "scale", None), sources)
 

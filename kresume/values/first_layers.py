@@ -18,6 +18,8 @@ LARGEST_SCALE, SMALLEST_SCALE = 0.1, 0.1 / 255
 pictures of 16 bits."""
 SMALLEST_SHIFT, LARGEST_SHIFT = 10.0, 255.0
 """Numbers that only a model that expects bytes subtracts, such as the means of ImageNet."""
+SMALLEST_ADAPTED = 4.0
+"""Mean or deviation from which on a Normalization is for bytes, of dark pictures too: values of other kinds are below 3."""
 SCALES, SHIFTS = frozenset({"Rescaling", "Multiply", "TrueDivide", "Divide"}), frozenset({"Add", "Subtract"})
 """Layers and operations with a number (`preprocess_input` in a functional model); those that merge two inputs have none."""
 PASSED = frozenset(
@@ -80,8 +82,8 @@ def normalization_of(layers: Iterable[Layer]) -> tuple[tuple[float, ...], float]
         layers: each behind its sources.
 
     Returns:
-        One mean where it has one for all channels; None if another layer comes first, or several do, or if its numbers are
-        unknown.
+        One mean where it has one for all channels; None if another layer comes first, or several do, if its numbers are
+        unknown, or if they are 0 and 1, as before it is adapted.
     """
     import numpy as np
 
@@ -89,6 +91,8 @@ def normalization_of(layers: Iterable[Layer]) -> tuple[tuple[float, ...], float]
     if len(first) != 1 or first[0].kind != "Normalization" or first[0].number is None or first[0].spread is None:
         return None
     mean, spread = (np.asarray(value, np.float64) for value in (first[0].number, first[0].spread))
+    if not mean.any() and np.all(spread == 1.0):
+        return None
     means = tuple(mean.reshape(-1, mean.shape[-1]).mean(axis=0).tolist()) if mean.ndim else (float(mean),)
     return means, float(np.sqrt(np.mean(spread**2) + mean.var()))
 
@@ -121,7 +125,7 @@ def _expects_bytes(layer: Layer) -> bool:
     size = max(_largest(layer.number, 1.0), _largest(layer.number, -1.0))
     if layer.kind == "Normalization":
         spread = _largest(layer.spread, 1.0)
-        return size <= LARGEST_SHIFT and 1 / LARGEST_SCALE <= max(size, spread) <= 1 / SMALLEST_SCALE
+        return size <= LARGEST_SHIFT and SMALLEST_ADAPTED <= max(size, spread) <= 1 / SMALLEST_SCALE
     if layer.kind in {"TrueDivide", "Divide"}:
         return 1 / LARGEST_SCALE <= size <= 1 / SMALLEST_SCALE
     return layer.kind in SCALES and SMALLEST_SCALE <= size <= LARGEST_SCALE
@@ -174,6 +178,8 @@ def _serialized(layers: Iterable[Any], adapted: Adapted) -> Iterator[Layer]:
         if kind == "Normalization":
             number, variance = (inside.get("mean"), inside.get("variance"))
             number, variance = (number, variance) if number is not None else adapted(name) or (None, None)
+            if inside.get("invert"):  # it takes what another one gave
+                number = variance = None
             spread = root_of(variance)
         yield Layer(name, kind, number, sources, of_architecture(layer, adapted), spread)
 

@@ -358,7 +358,14 @@ def test_what_the_first_operations_compute_is_read(front, pixels):
         assert pixels_of(of_architecture(config)) == pixels
 
 
-SCALES = {"0-255": (1, 0), "0-1": (1 / 255, 0), "-1-1": (1 / 127.5, -1), "torch": (1 / 57, -2.1), "16 bits": (257, 0)}
+SCALES = {
+    "0-255": (1, 0),
+    "0-1": (1 / 255, 0),
+    "-1-1": (1 / 127.5, -1),
+    "torch": (1 / 57, -2.1),
+    "16 bits": (257, 0),
+    "dark": (0.06, 0),
+}
 
 
 @pytest.mark.one_backend(trains=True)
@@ -378,7 +385,7 @@ def test_a_normalization_says_the_scale_that_it_was_made_for(tmp_path, scale, ho
     else:
         layer.adapt(values)
     model = keras.Sequential([keras.Input((SIDE, SIDE, 3)), layer, keras.layers.Flatten(), keras.layers.Dense(2)])
-    pixels = "0-255" if scale == "0-255" else None
+    pixels = "0-255" if scale in {"0-255", "dark"} else None
     assert read_convention(model) == pixels
     means, spread = adapted(model)
     np.testing.assert_allclose((np.mean(means), spread), (values.mean(), values.std()), rtol=1e-3, atol=1e-3)
@@ -392,6 +399,22 @@ def test_a_normalization_says_the_scale_that_it_was_made_for(tmp_path, scale, ho
         assert pixels_of(of_architecture(state.architecture or architecture, found)) == pixels
 
 
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.Normalization(mean=127.5, variance=127.5**2, invert=True),
+        keras.layers.Normalization(mean=0.0, variance=1.0),
+        keras.layers.Normalization(),
+    ],
+)
+def test_a_normalization_that_says_nothing(layer):
+    """One that is inverted takes what another one gave; one of 0 and 1 was never adapted."""
+    model = keras.Sequential([keras.Input((SIDE, SIDE, 3)), layer, keras.layers.Dense(2)])
+    assert read_convention(model) is adapted(model) is None
+    assert pixels_of(of_architecture(keras.saving.serialize_keras_object(model))) is None
+
+
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 @pytest.mark.parametrize("name", ["0-1", "-1-1", "0-255"])
 def test_only_values_to_which_a_layer_was_adapted_are_tried(name, order):
@@ -403,6 +426,10 @@ def test_only_values_to_which_a_layer_was_adapted_are_tried(name, order):
     ways = candidates.feedings_of(None, RGB, None, grey=False)
     found = candidates.as_adapted(ways, pictures, (tuple(values.mean((0, 1, 2)).tolist()), float(values.std())))
     assert list(found) == [way]
+    means = values.mean((0, 1, 2))
+    means[0] += 0.4 * values.std()
+    others = candidates.as_adapted(ways, pictures, (tuple(means.tolist()), float(values.std())))
+    assert {name, f"bgr-{name}"} <= {*others}  # the means of other pictures do not tell the order of the colours
     assert candidates.as_adapted(ways, pictures, None) == ways
     assert candidates.as_adapted(ways, pictures, ((5e4,), 1e4)) == ways
 

@@ -1,6 +1,5 @@
 """Describes scripts without training them."""
 
-import itertools
 import json
 import sys
 import types
@@ -17,9 +16,8 @@ def load(source, name="edited_script"):
     return module
 
 
-def record(model, given=None, *, files=None, earlier=False, callbacks=()):
-    """Describes a compiled model and arguments of `fit` as a backup does, in a first fit unless an `earlier` one is said."""
-    script_record._fits = itertools.count(int(earlier))
+def record(model, given=None, *, files=None, callbacks=()):
+    """Describes a compiled model and arguments of `fit` as a backup does."""
     given = {**dict.fromkeys(fit_call.ARGUMENTS), **(given or {})}
     size = given.pop("batch_size", 4)
     call = types.SimpleNamespace(given=given, shuffles=True, batch_size=lambda: size)

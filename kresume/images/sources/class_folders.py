@@ -168,7 +168,7 @@ def _enter(tree: Tree, source: Source) -> tuple[_Level, tuple[Top, ...], bool]:
         `(the level of the class folders, the folders above it, True if its single folder is a known class)`.
 
     Raises:
-        ImagesError: it has the name of a known class, and so have all folders in it.
+        ImagesError: it has the name of a known class, and so have folders in it.
     """
     folders, files = tree.entries(tree.root)
     notes: list[str] = []

@@ -42,15 +42,15 @@ def is_class(top: Top, known: Collection[str]) -> bool:
     A top folder that holds a folder of its own name is a data set of that name.
 
     Raises:
-        ImagesError: it is a class, and all folders in it are classes, too.
+        ImagesError: it is a class, and so is a folder in it: both readings make sense, and one of them is wrong.
     """
     if spelled_alike(top.name, known) is None or _holds_itself(top):
         return False
     for names in (top.inside, top.classes):
-        if names and all(spelled_alike(name, known) is not None for name in names):
+        if any(spelled_alike(name, known) is not None for name in names):
             way = f"give {top.way}" if top.way else f"unpack the archive and give {top.path}"
             raise ImagesError(
-                f"{top.given} holds only the folder {top.path}/, which has the name of a class, and so have the folders in it "
+                f"{top.given} holds only the folder {top.path}/, which has the name of a class, and so have folders in it "
                 f"({_first(names)}). If these are the classes of its images, {way}; if all of them are of the class "
                 f"{top.name}, move them from these folders into {top.path}/, or give a list of them"
             )
@@ -66,7 +66,7 @@ def settle(listed: Sequence[Listed], known: Collection[str] = ()) -> list[Listed
             known, too.
 
     Raises:
-        ImagesError: a top folder is a class, and all folders in it are classes, too.
+        ImagesError: a top folder is a class, and so is a folder in it.
     """
     settled = list(listed)
     waiting = {index for index, each in enumerate(settled) if each.listing.tops}

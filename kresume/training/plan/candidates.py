@@ -16,6 +16,8 @@ from kresume.values.input_layout import InputLayout, alternatives
 Feedings = dict[str, tuple[str, InputLayout]]
 ALIKE = 5 / 3
 """Factor between the spread of the values to which a layer was adapted and that of old images; `0-1` and `-1-1` differ by 2."""
+FEW = 64
+"""Pictures whose values are looked at, about."""
 NEAR = 0.05
 """How much further than the nearest one the mean of a channel may be, in deviations."""
 
@@ -42,18 +44,23 @@ def as_adapted(feedings: Feedings, pictures: np.ndarray, adapted: tuple[tuple[fl
     if adapted is None:
         return feedings
     means, spread = np.asarray(adapted[0]), adapted[1]
+    pictures = pictures[:: max(len(pictures) // FEW, 1)]
     distances: dict[str, float] = {}
     for name, (pixels, layout) in feedings.items():
-        values = np.asarray(inputs.to_input(pixels, layout)(pictures), np.float64)
-        size = float(values.std())
-        if not (spread < ALIKE * size and size < ALIKE * spread and abs(means.mean() - values.mean()) < size):
+        values = np.asarray(inputs.to_input(pixels, layout)(pictures), np.float32)
+        size = float(values.std(dtype=np.float64))
+        if not (
+            spread < ALIKE * size and size < ALIKE * spread and abs(means.mean() - values.mean(dtype=np.float64)) < size
+        ):
             continue
-        found = values.reshape(-1, values.shape[-1]).mean(axis=0)
+        found = values.reshape(-1, values.shape[-1]).mean(axis=0, dtype=np.float64)
         # Colours in another order have the same mean over all.
         found = found if found.shape == means.shape else values.mean()
         distances[name] = float(np.sqrt(np.mean((found - means) ** 2))) / size
-    nearest = min(distances.values(), default=0.0) + NEAR
-    return {name: feedings[name] for name, distance in distances.items() if distance <= nearest} or feedings
+    # Means of these pictures tell the order of the colours, too; those of others, such as ImageNet's, do not.
+    nearest = min(distances.values(), default=0.0)
+    furthest = nearest + NEAR if nearest < NEAR else np.inf
+    return {name: feedings[name] for name, distance in distances.items() if distance <= furthest} or feedings
 
 
 def twins(feedings: Mapping[str, tuple[str, InputLayout]]) -> list[tuple[str, str]]:

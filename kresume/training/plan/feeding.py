@@ -220,6 +220,7 @@ def _probe(
     feedings = candidates.feedings_of(stated, layout, config.axes, grey=conventions.are_grey(sample.pictures))
     if stated is None:
         feedings = candidates.as_adapted(feedings, sample.pictures, adapted(model))
+        reason = "as its Normalization was adapted"  # said if one is left
     usual = [way for way, (name, _) in feedings.items() if stated or name in conventions.USUAL]
     twins, louder = candidates.twins(feedings), candidates.louder(feedings)
 
