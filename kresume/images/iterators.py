@@ -22,9 +22,10 @@ from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any
 
-PARTS = ("_iterator_resource", "_components", "_multi_device_iterator_resource", "_device_iterators")
-"""Attributes of TensorFlow's iterators that hold what is destroyed with its last reference."""
-RESOURCES = PARTS[::2]
+RESOURCES = ("_iterator_resource", "_multi_device_iterator_resource")
+"""Attributes of TensorFlow's iterators that hold the resource, which is destroyed with its last reference."""
+PARTS = (*RESOURCES, "_components", "_device_iterators")
+"""Attributes that hold it, or what was made of it."""
 
 
 class _Guard:
@@ -57,9 +58,8 @@ class _Guard:
                     each.__init__ = self._noted(each.__init__)
                 gc.callbacks.append(self._hold)
                 atexit.register(self._at_exit)
-            if (
-                self._destroyer is None or not self._destroyer.is_alive()
-            ):  # a process that was forked has no such thread
+            # A process that was forked has no such thread.
+            if self._destroyer is None or not self._destroyer.is_alive():
                 self._destroyer = threading.Thread(target=self._destroy, name="kresume-iterators", daemon=True)
                 self._destroyer.start()
 
@@ -122,7 +122,7 @@ def guard() -> None:
 
 
 def alive() -> set[int]:
-    """Returns the `id`s of what stands for the iterators that are not destroyed."""
+    """Returns the `id` of the resource of each iterator that is not destroyed yet."""
     return set(_guard.alive)
 
 

@@ -1,4 +1,4 @@
-"""Tests which values of a script are compared after a restart, and what is said of those that differ, without training."""
+"""Tests which values of a script are compared after a restart, and the lines on those that differ; trains nothing."""
 
 import json
 import sys

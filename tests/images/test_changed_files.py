@@ -138,7 +138,7 @@ def contents(prepared):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["index", "facts of the index alone", "recorded", "recorded and index"])
 def test_another_picture_of_equal_size_and_time_is_read(folder, tmp_path, quiet, kind, happened, way):
-    """What the index and the manifest know of a file holds until another one is in its place."""
+    """Reads a file again when another one is in its place, whatever the index and the manifest know of it."""
     cache = Cache.open(SPEC, tmp_path / "cache") if "index" in way else None
     memory = tmp_path / "listings"
     path = source_of(folder, kind, quiet)

@@ -212,7 +212,7 @@ def test_a_collection_in_any_thread_ends(way):
 
 @pytest.mark.one_backend
 def test_a_process_ends_while_a_traceback_holds_an_iterator():
-    """What an error leaves behind reads on as Python ends, when it can run no function any more."""
+    """A process ends although an error keeps an iterator, which reads on while Python can run no function any more."""
     script = (
         "import faulthandler\nfaulthandler.dump_traceback_later(60, exit=True)\n"
         "from tests.images.test_iterators import Reads, batches\n"

@@ -1,7 +1,6 @@
 """Tests every kind of source: the same pictures, read in place, with random access."""
 
 import csv
-import io
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from kresume.storage import locations
 from kresume.storage.stores import Bucket
 from kresume.values.decode_spec import DecodeSpec
 from tests.helpers import flaky_bucket
+from tests.helpers.archives import write_tar
 from tests.helpers.paths import ROOT
 from tests.helpers.pictures import CLASSES, save_photo, write_pictures
 from tests.helpers.runs import TINY, run_training
@@ -43,14 +43,6 @@ def files_of(folder):
     """Yields (name inside the folder, label, bytes) for every picture."""
     paths = sorted(path for path in folder.rglob("*.png"))
     return [(path.relative_to(folder).as_posix(), path.parent.name, path.read_bytes()) for path in paths]
-
-
-def write_tar(path, items, mode="w"):
-    with tarfile.open(path, mode) as archive:
-        for name, data in items:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
 
 
 def write_records(path, items, compression="", **names):

@@ -1,7 +1,5 @@
 """Tests the single folder at the top of a source: skipped above class folders, unless it is a class itself."""
 
-import io
-import tarfile
 import zipfile
 from collections import Counter
 
@@ -16,6 +14,7 @@ from kresume.images.sources.found import Source
 from kresume.reports.data import scan
 from kresume.storage.stores import Bucket
 from tests.helpers import flaky_bucket
+from tests.helpers.archives import write_tar
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import TINY, run_training, trained
 
@@ -50,14 +49,6 @@ TABLE = [
     ("train/10/x/a.png", "1 10 2", ["10"], OF_CLASS),
     ("train/10/x/a.png val/10/x/b.png", "1 10 2", [("10", "train"), ("10", "val")], ""),
 ]
-
-
-def write_tar(path, items, mode="w"):
-    with tarfile.open(path, mode) as archive:
-        for name, data in items:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
 
 
 def make(folder, files):
