@@ -15,23 +15,79 @@ from typing import Any
 
 from kresume.reporter import Reporter
 
-ENDLESS = -1
-"""Is the `cardinality` of tf.data that never end."""
+ENDLESS, UNKNOWN = -1, -2
+"""Are the values of `cardinality` of tf.data that never end, and of those that do not know."""
+AHEAD = ("Parallel", "Prefetch", "Shuffle")
+"""How the kinds of steps begin that draw more than what they are asked for."""
 
 
 def fill(data: Any) -> None:
     """Draws the first order into each cache in memory that lies behind a `shuffle` with a seed.
 
-    Does nothing for a cache that is filled: it is read then, without what follows it. One that repeats for ever is never full.
+    Does nothing for a cache that is filled: it is read then, without what follows it. One that repeats for ever is never full,
+    and one whose end no epoch reaches draws anew in each.
     """
-    for cache in (each for each in _of_shuffled(data) if int(each.cardinality()) != ENDLESS):
+    for cache in (each for each in _of_shuffled(data) if _is_filled(each, data)):
         with Reporter().waiting("reading the data once, to fill their cache as the first epoch did"):
             for _ in cache:
                 pass
 
 
+def _is_filled(cache: Any, data: Any) -> bool:
+    """Tests whether an epoch reaches a cache's end.
+
+    It does not before a `take`, unless a `shuffle` in between asks for all. Else Keras draws to the end, but stops at the count
+    of batches if the data know it. If the cache does not know its own, it is full only when a step behind it asks for more:
+    TensorFlow adds such a step, unless the caller's options turn that off.
+    """
+    steps, count = _steps_behind(cache, data), int(cache.cardinality())
+    if count == ENDLESS:
+        return False
+    inner = next((index for index, step in enumerate(steps) if _cuts(step)), None)
+    if inner is not None:
+        return any(_is(step, "ShuffleDataset") and not _is_larger(step) for step in steps[:inner])
+    if count != UNKNOWN or int(data.cardinality()) == UNKNOWN:
+        return True
+    kinds = list(map(_kind, steps))
+    return any(kind.startswith(AHEAD) for kind in kinds) or _added_ahead(data.options(), maps="MapDataset" in kinds)
+
+
+def _steps_behind(cache: Any, data: Any) -> list[Any]:
+    """Lists the steps from a cache to the data that are drawn, without the cache."""
+    if data is cache:
+        return []
+    behind = next(part for part in _inputs(data) if any(each is cache for each in _of_shuffled(part)))
+    return [*_steps_behind(cache, behind), data]
+
+
+def _cuts(step: Any) -> bool:
+    """Tests for a `take` of fewer elements than there are, or as many as there may be."""
+    if not _is(step, "TakeDataset") or (count := int(_constant(step._count))) < 0:
+        return False
+    available = int(_inputs(step)[0].cardinality())
+    return available < 0 or count < available
+
+
+def _is_larger(shuffle: Any) -> bool:
+    """Tests whether a `shuffle` holds fewer elements than there are."""
+    return int(_inputs(shuffle)[0].cardinality()) > int(_constant(shuffle._buffer_size))
+
+
+def _added_ahead(options: Any, *, maps: bool) -> bool:
+    """Tests whether TensorFlow adds a step that reads ahead.
+
+    It adds a prefetch at the end, and makes a plain `map` parallel.
+
+    Source: https://www.tensorflow.org/api_docs/python/tf/data/experimental/OptimizationOptions.
+    """
+    chosen = options.experimental_optimization
+    usual = chosen.apply_default_optimizations is not False
+    asked = (chosen.inject_prefetch, chosen.map_parallelization if maps else False)
+    return options.autotune.enabled is not False and any(usual if each is None else each for each in asked)
+
+
 def keeps_order(data: Any) -> bool:
-    """Tests for a cache in memory that `fill` fills."""
+    """Tests for a cache in memory that lies behind a `shuffle` with a seed."""
     return next(_of_shuffled(data), None) is not None
 
 
@@ -76,7 +132,11 @@ def batch_size(data: Any) -> Any:
 
 
 def _is(data: Any, kind: str) -> bool:
-    return type(data).__name__.strip("_") == kind
+    return _kind(data) == kind
+
+
+def _kind(data: Any) -> str:
+    return type(data).__name__.strip("_")
 
 
 def _constant(tensor: Any) -> Any:

@@ -720,8 +720,22 @@ def cached(behind=False):
     return data.batch(BATCH).apply(tf.data.experimental.assert_cardinality(STEPS))
 
 
+def without(option):
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    part = options.autotune if option == "enabled" else options.experimental_optimization
+    setattr(part, option, False)
+    return cached().with_options(options)
+
+
 CACHED = {
     "shuffle before the cache": (cached, {}),
+    "no autotuner": (lambda: without("enabled"), {}),
+    "no prefetch is added": (lambda: without("inject_prefetch"), {}),
+    "no optimisation": (lambda: without("apply_default_optimizations"), {}),
+    "a part": (lambda: shuffled().cache().take(STEPS - 1), {}),
+    "a part of a shuffle": (lambda: shuffled().cache().shuffle(STEPS, seed=4).take(STEPS - 1), {}),
     "and behind it": (lambda: cached(behind=True).prefetch(2), {}),
     "of batches": (lambda: shuffled().cache().prefetch(2), {}),
     "steps_per_epoch": (lambda: shuffled().cache().prefetch(2), {"steps_per_epoch": 2}),
@@ -730,6 +744,7 @@ CACHED = {
 }
 
 
+@pytest.mark.optimized_graphs  # what tf.data adds fills a cache
 @pytest.mark.parametrize("kind", few_under_jax(list(CACHED), ["and behind it"]))
 def test_a_cache_keeps_the_order_of_the_first_epoch(model, tmp_path, capfd, kind):
     """A cache keeps the order of its first iterator for all epochs; a process that continues in a later one fills it so."""
