@@ -10,6 +10,7 @@ import pytest
 import kresume
 from kresume.drop_in import other_optimizers
 from kresume.errors import UsageError
+from kresume.models import found_variables
 from tests.helpers.runs import assert_same_bytes
 
 pytestmark = [
@@ -213,11 +214,13 @@ class _Numbered:
 ODD = [_Slots(), _Proxy(), _NoDictionary(), _Numbered(), threading.Lock(), keras.optimizers.Adam()]
 
 
-def test_odd_objects_of_the_users_end_no_backup(tmp_path):
+def test_odd_objects_of_the_users_end_no_backup(tmp_path, monkeypatch):
     """They raise where they are looked at, are long, or are variables that no file holds; what comes after them goes on."""
     import tensorflow as tf
 
-    name, numbers = tf.Variable("abc"), list(range(300_000))
+    monkeypatch.setattr(found_variables, "MOST_LOOKED_AT", 2_000)
+
+    name, numbers = tf.Variable("abc"), list(range(3_000))
 
     def make():
         model = counting()

@@ -172,7 +172,7 @@ finally:
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     "kills",
-    [[(2, 2)], [(2, 4)], [(2, 3), (1, 1)], [(2, 3), (2, 4)], [(1, 1.5), (2, 3.5)], [(1, 0.5), (2, 2.5), (1, 1.5)]],
+    [[(2, 4)], [(2, 3), (1, 1)], [(1, 1.5), (2, 3.5)], [(1, 0.5), (2, 2.5), (1, 1.5)]],
 )
 def test_the_lines_of_a_first_fit_that_is_trained_again_are_in_a_table_once(run, tmp_path, capsys, monkeypatch, kills):
     """Killed in its second fit, a script trains the first one again, which appends its lines to the table again."""

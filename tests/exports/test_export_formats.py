@@ -151,7 +151,7 @@ def test_averages_stay_where_training_left_them(tmp_path, images):
     np.testing.assert_allclose(averaged, np.asarray(raw.predict_on_batch(values)), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", few_under_jax(["keras", "weights-h5", "tf-checkpoint"], ["keras", "tf-checkpoint"]))
+@pytest.mark.parametrize("name", few_under_jax(["keras", "weights-h5", "tf-checkpoint"], ["keras"]))
 def test_a_checkpoint_with_averages_is_verified_on_its_raw_weights(tmp_path, images, name):
     """The scores of the averages were compared with those of the raw weights, and a right export was refused."""
     first = trained(tmp_path / "first.keras", images, ema=True)

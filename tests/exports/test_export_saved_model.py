@@ -289,6 +289,7 @@ def test_an_export_is_a_checkpoint_that_says_its_classes_and_pixels(place, tmp_p
     assert read_checkpoint(copy).card is None
 
 
+@pytest.mark.one_backend(trains=True)
 def test_two_versions_stand_side_by_side(place, pictures):
     """Another model under other labels becomes version 2; each version keeps its label order.
 

@@ -28,13 +28,13 @@ def test_resuming_with_more_images_gives_a_better_model(story, tmp_path):
     """Resuming with more images gives a better model on all test images and loses nothing on the old."""
     parent = run_training(
         data=[str(story["old"])],
-        image_size="24",
+        image_size="16",
         batch_size=32,
-        epochs=6,
+        epochs=4,
         out=str(tmp_path / "1"),
         val=[str(story["test"])],
     )
-    result = run_training(parent.run, add=[str(story["new"])], lr=1e-3, epochs=6, out=str(tmp_path / "2"))
+    result = run_training(parent.run, add=[str(story["new"])], lr=1e-3, epochs=4, out=str(tmp_path / "2"))
     before, after = result.before["old"], result.after["old"]
     assert after["images"] == before["images"] > 250
     assert after["accuracy"] > before["accuracy"] + 0.02

@@ -30,7 +30,6 @@ from kresume.training.plan.amount import decide_amount
 from kresume.training.resume import train
 from kresume.values.amount import Amount
 from kresume.values.decode_spec import DecodeSpec
-from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import CLASSES, save_photo, write_pictures
 from tests.helpers.runs import (
     TINY,
@@ -392,7 +391,8 @@ GROWN = {
 }
 
 
-@pytest.mark.parametrize("name", few_under_jax(GROWN, ["cache-off-float16-ema"]))
+@pytest.mark.one_backend(trains=True)  # what grows is the list of images
+@pytest.mark.parametrize("name", GROWN)
 def test_a_run_that_grew_continues_exactly(monkeypatch, tmp_path, name):
     """A grown run killed at any snapshot sees the same images in order, and its schedule ends at zero."""
     write_pictures(tmp_path / "old", 8, 0)
