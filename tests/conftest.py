@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import pytest
 
 from kresume.reporter import Reporter
-from tests.helpers import forking, quick_graphs
+from tests.helpers import forking, quick_graphs, sampled
 from tests.helpers.paths import REAL_PICTURES
 from tests.helpers.pictures import write_pictures
 
@@ -79,11 +79,13 @@ LONG = frozenset(
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items):
-    """Puts long files first, in the order that pytest-randomly drew: the last file of a worker should be a short one.
+def pytest_collection_modifyitems(config, items):
+    """Leaves cases to the long pass, and puts long files first: the last file of a worker should be a short one.
 
-    A worker runs whole files (`--dist loadfile`), in this order with `--no-loadscope-reorder`.
+    The order is else that of pytest-randomly. A worker runs whole files (`--dist loadfile`), in this order with
+    `--no-loadscope-reorder`.
     """
+    sampled.take(config, items)
     items.sort(key=lambda item: item.path.stem not in LONG)
 
 

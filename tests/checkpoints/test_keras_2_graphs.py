@@ -58,6 +58,14 @@ def restored(name, **options):
 
 
 @pytest.mark.parametrize("name", few_under_jax(sorted(EXPECTED), ["saved-small-adam"]))
+@pytest.mark.sample(
+    "attention-adamw",
+    "nested-legacy-decay",
+    "subclassed-rmsprop",
+    "sequential-adam",
+    "saved-small-adam",
+    "transfer-adam",
+)
 def test_it_predicts_and_goes_on_as_keras_2_does(name):
     """A golden has the predictions, step, rate and next three losses of its writer."""
     model, optimizer, state = restored(name)

@@ -546,6 +546,7 @@ def test_kerass_own_backup_is_read_and_its_torn_pair_passed_over(tmp_path, capfd
 
 
 @pytest.mark.parametrize("per_call", few_under_jax([1, 3, 4], [4]))
+@pytest.mark.sample("4")
 def test_the_step_of_a_backup_is_that_of_the_optimizer(tmp_path, capfd, per_call):
     """With several steps per call Keras counts beyond the end of an epoch, and so did the backup's step."""
     from kresume.checkpoints.read import read_checkpoint

@@ -349,6 +349,7 @@ class Heard(keras.callbacks.Callback):
     ("per_call", "with_data"),
     few_under_jax([(1, True), (1, False), (2, True), (2, False)], [(1, False), (2, True)]),
 )
+@pytest.mark.sample("1-False", "2-True")
 def test_in_an_epoch_that_continues_callbacks_are_told_the_number_within_the_whole_epoch(
     tmp_path, capsys, per_call, with_data
 ):
@@ -593,6 +594,9 @@ def scalars(folder):
         pytest.param([Kill(epoch=1)], "epoch", id="between their events and our backup"),
         pytest.param([Kill(epoch=0), Kill(1), Kill(epoch=2)], 2, id="three times"),
     ],
+)
+@pytest.mark.sample(
+    "in an epoch-batch", "before the first backup-epoch", "between their events and our backup-2", "three times-epoch"
 )
 def test_tensorboard_steps_are_those_of_a_training_that_nobody_disturbed(
     model, tmp_path, update_freq, kills, save_freq

@@ -316,6 +316,25 @@ FED = few_under_jax(
 
 
 @pytest.mark.parametrize("feed", FED, ids=lambda feed: feed.called.replace("`", ""))
+@pytest.mark.sample(
+    "arrays, shuffle=False",
+    "generator, steps_per_epoch",
+    "PyDataset, shuffled by Keras",
+    "PyDataset with workers, shuffled by Keras",
+    "tf.data of known length, shuffle with a seed",
+    "tf.data of known length, shuffle with a seed, steps_per_epoch",
+    "tf.data of unknown length",
+    "torch DataLoader, shuffle=False",
+    "resumable",
+    "resumable, steps_per_epoch",
+    "resumable, class_weight",
+    "arrays, shuffled by Keras",
+    "arrays, sample_weight",
+    "generator, several epochs",
+    "tf.data, shuffle without a seed",
+    "tf.data without end, steps_per_epoch",
+    "PyDataset that shuffles in on_epoch_end",
+)
 def test_no_way_of_feeding_counts_otherwise(model, tmp_path, feed):
     """Killed or not, a way of feeding has plain Keras's updates and epochs, and its bits where promised.
 
@@ -517,6 +536,13 @@ ANEW = "begins anew, and a line says so"
     ids=lambda kind: kind.replace("`", ""),
 )
 @pytest.mark.parametrize("ours_too", [False, True], ids=["", "with data="])
+@pytest.mark.sample(
+    "-PyDataset that shuffles in on_epoch_end, validation_steps",
+    "-a part of the training data (take)",
+    "-tf.data of unknown length, shuffle with a seed, validation_steps",
+    "-tf.data, shuffle with a seed, validation_steps",
+    "with data=-tf.data, shuffle with a seed, validation_steps, validation_freq=2",
+)
 def test_validation_data_go_on_in_their_order(model, tmp_path, kind, ours_too):
     """Each validation has another order. Killed within two epochs, the later ones have the order that they would have had."""
     if ours_too and "validation_steps" not in kind:
@@ -656,6 +682,7 @@ class Draws(Validated):
 
 @pytest.mark.parametrize("freq", [1, "epoch"])
 @pytest.mark.parametrize("shared", few_under_jax([False, True], [False]))
+@pytest.mark.sample("False-1", "True-epoch")
 def test_iterators_that_callbacks_make_of_the_data_are_counted(model, tmp_path, freq, shared):
     """A `shuffle` with a seed gives each iterator the next order, whoever makes it."""
     feed = Feed("", shuffled, REPEATS, epochs=4)
@@ -747,6 +774,9 @@ CACHED = {
 
 @pytest.mark.optimized_graphs  # what tf.data adds fills a cache
 @pytest.mark.parametrize("kind", few_under_jax(list(CACHED), ["and behind it"]))
+@pytest.mark.sample(
+    "shuffle before the cache", "and behind it", "no autotuner", "a part", "steps_per_epoch", "validation"
+)
 def test_a_cache_keeps_the_order_of_the_first_epoch(model, tmp_path, capfd, kind):
     """A cache keeps the order of its first iterator for all epochs; a process that continues in a later one fills it so."""
     make, options = CACHED[kind]
@@ -796,6 +826,7 @@ LEFT_BY_A_FIT = {
 
 
 @pytest.mark.parametrize("kind", few_under_jax(list(LEFT_BY_A_FIT), ["known length"]))
+@pytest.mark.sample("known length", "PyDataset")
 def test_a_finished_fit_leaves_the_data_to_the_next_as_if_it_had_trained(model, tmp_path, kind):
     """Two fits on the same data, with a folder each: the first one, which is only restored, made none of its iterators."""
     make, options, steps = LEFT_BY_A_FIT[kind]

@@ -455,6 +455,7 @@ class Adversaries(keras.Model):
 
 
 @pytest.mark.parametrize(("compiled", "options"), [(True, {}), (False, {}), (False, {"optimizer": None})])
+@pytest.mark.sample("True-options0", "False-options2")
 def test_networks_with_optimizers_of_their_own_that_freeze_each_other(tmp_path, capfd, compiled, options):
     """The optimizers of compiled parts are in the backup, and what a step freezes does not change what is restored.
 

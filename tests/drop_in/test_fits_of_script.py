@@ -106,6 +106,7 @@ def run(tmp_path, monkeypatch):
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.sample("head, then all layers", "folds in a loop")
 def test_each_fit_has_its_own_backup(run, tmp_path, capsys, name):
     """Killed in its second fit, a script ends with the bits of an undisturbed one.
 
@@ -174,6 +175,7 @@ finally:
     "kills",
     [[(2, 4)], [(2, 3), (1, 1)], [(1, 1.5), (2, 3.5)], [(1, 0.5), (2, 2.5), (1, 1.5)]],
 )
+@pytest.mark.sample("kills1", "kills3")
 def test_the_lines_of_a_first_fit_that_is_trained_again_are_in_a_table_once(run, tmp_path, capsys, monkeypatch, kills):
     """Killed in its second fit, a script trains the first one again, which appends its lines to the table again."""
     monkeypatch.setattr(callback_logs, "_begun", {})
@@ -202,6 +204,7 @@ for step in range(4):
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("killed", [1, 2, 3])
+@pytest.mark.sample("2")
 def test_fits_in_a_loop_that_keep_their_backup_train_each_epoch_once(run, killed):
     """One fit for each epoch: each goes on from the backup that the one before it kept, also in a new process."""
     expected = run(KEPT)["digest"]

@@ -111,6 +111,20 @@ RESIZES = {
     ],
 )
 @pytest.mark.one_backend
+@pytest.mark.sample(
+    "bilinear crop_to_aspect_ratio",
+    "bilinear pad_to_aspect_ratio",
+    "nearest pad_to_aspect_ratio",
+    "area ",
+    "lanczos3 crop_to_aspect_ratio",
+    "gaussian ",
+    "options17",
+    "options19",
+    "options22",
+    "options24",
+    "options27",
+    "options30",
+)
 def test_without_shuffling_the_batches_are_kerass(folder, options):
     """Without shuffling, the batches are Keras's: images and labels in order, shapes and types.
 
@@ -266,6 +280,7 @@ MAPPED = [*((kind, 4) for kind in MAPS), ("layers", None), ("a function of layer
     ("kind", "batch_size"),
     few_under_jax(MAPPED, [("layers", 4), ("a function of layers", None), ("a function of Keras", 4)]),
 )
+@pytest.mark.sample("layers-4", "a function of layers-None", "a function of Keras-4", "a seed-4")
 def test_a_users_function_is_exact_from_any_batch(folder, kind, batch_size):
     """A mapped function gives the same bits when started in the middle of an epoch.
 

@@ -132,6 +132,7 @@ def plan_of(path, painted, quiet, **options):
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("convention", conventions.names_for(3))
+@pytest.mark.sample("caffe", "bgr-0-1", "-1-1", "cifar10")
 def test_each_convention_outside_the_model_is_found(trained, painted, quiet, convention):
     """Each convention outside the model is found by scoring old images.
 
@@ -149,6 +150,7 @@ def test_each_convention_outside_the_model_is_found(trained, painted, quiet, con
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("convention", conventions.names_for(3, grey=True))
+@pytest.mark.sample("mnist", "-1-1-inverted", "0-255")
 def test_each_convention_of_grey_pictures_is_found(trained_on_grey, convention, quiet):
     """Each convention of grey pictures is found: both polarities and MNIST's statistics.
 

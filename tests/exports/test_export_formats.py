@@ -262,6 +262,7 @@ def test_mixed_precision_is_served_in_its_own_numbers(tmp_path, images):
 @pytest.mark.parametrize(
     ("name", "policy"), [("litert", "mixed_bfloat16"), ("litert", "mixed_float16"), ("onnx", "mixed_bfloat16")]
 )
+@pytest.mark.sample("litert-mixed_float16", "onnx-mixed_bfloat16")
 def test_a_model_trained_in_16_bits_is_written_in_32(tmp_path, images, name, policy):
     """Their runtimes have no 16-bit layers: the file gives what a float32 model of plain Keras with these weights gives."""
     first = trained(tmp_path / "first.keras", images, policy=policy)

@@ -540,6 +540,7 @@ def test_the_stream_from_any_step_is_the_rest_of_the_whole(table, preset, mixup)
 @pytest.mark.parametrize(
     "singles", [{"cutmix": 1.0}, {"rand_augment": 0.5}, {"erase": 1.0}, {"mixup": 0.2, "cutmix": 0.5}]
 )
+@pytest.mark.sample("singles1", "singles3")
 def test_single_augmentations_know_their_position_too(table, singles):
     """CutMix, RandAugment and erasing give the same bytes from any step, and change the pictures."""
     whole = digests(table, 0, 5, "none", **singles)

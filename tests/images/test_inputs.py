@@ -128,6 +128,7 @@ def files_of(folder):
         ("rgb-flat", "0-1"),
     ],
 )
+@pytest.mark.sample("grey-0-1", "rgb-first--1-1", "grey-flat-columns-0-1")
 def test_every_layout_is_found_and_scored_as_keras_scores_it(digits, trained, quiet, name, pixels):
     """Every layout is found: plan, eval and serving predict as plain Keras on arrays read by numpy."""
     from kresume.exports.graph import Served

@@ -202,6 +202,7 @@ def same_as_keras_hub(preset, size):
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.sample("mobilenet", "resnet", "vit", "efficientnet-v2")
 def test_a_preset_is_read_bit_for_bit_with_its_preprocessing(presets, name):
     """Every weight is the preset's, the answers are keras-hub's; where possible no class of keras-hub is left."""
     model, said = same_as_keras_hub(presets(name), None)

@@ -427,6 +427,7 @@ INDICES = {"own function of indices", "ignored class", "sum", "weighted"}
 
 
 @pytest.mark.parametrize("name", few_under_jax(LOSSES, ["closure", "weighted"]))
+@pytest.mark.sample("closure", "weighted", "focal of Keras", "ignored class", "own function of indices")
 def test_the_checkpoints_own_loss_trains_on(name, script, images, pictures, tmp_path):
     """A run reports the loss of the checkpoint's model in plain Keras on the same images."""
     path, own = script

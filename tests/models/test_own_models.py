@@ -274,6 +274,7 @@ def test_the_rate_of_an_optimizer_by_name_is_its_own():
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("name", ["adam", "sgd", "nadam"])
 @pytest.mark.parametrize("writer", ["Keras 3.1", "tf_keras"])
+@pytest.mark.sample("Keras 3.1-adam", "tf_keras-nadam")
 def test_an_optimizer_compiled_by_name_is_that_optimizer(writer, name, pictures, quiet, tmp_path):
     """An optimizer compiled by name is read, with the saved rate or its default.
 

@@ -71,6 +71,7 @@ COPIES = [*((way, "AdamW") for way in WAYS), ("both", "SGD"), ("both", "Lion")]
 
 
 @pytest.mark.parametrize(("way", "class_name"), few_under_jax(COPIES, [("layers", "AdamW"), ("both", "AdamW")]))
+@pytest.mark.sample("both-AdamW", "both-SGD", "variables-AdamW")
 def test_a_copy_of_an_optimizer_decays_what_keras_decays(way, class_name):
     """A copy on a model that is built, or rebuilt from its configuration, trains to the bits of Keras's own."""
 
@@ -158,6 +159,7 @@ def planned(name, **more):
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(("function", "out"), [(FUNCTION, OUT), (SEQUENTIAL, ["neck/conv2d/kernel", "head/kernel"])])
+@pytest.mark.sample("function0-out0")
 def test_what_the_users_function_leaves_out_stays_out(workplace, function, out):
     """It holds in the run, in its children, a grown head, a new head, model.keras and exports."""
     (workplace / "net.py").write_text(function)

@@ -165,6 +165,7 @@ def scaled():
 @pytest.mark.parametrize("made", [lambda: "sgd", scaled], ids=["the weights break too", "the weights stay finite"])
 @pytest.mark.parametrize("freq", [1, "epoch"])
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@pytest.mark.sample("1-the weights stay finite", "epoch-the weights break too")
 def test_a_loss_that_is_no_number_keeps_the_backups(tmp_path, capfd, made, freq):
     """TerminateOnNaN keeps the backups; the next start trains from them.
 

@@ -370,6 +370,7 @@ def test_what_was_dropped_does_not_come_back(workplace):
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("why", ["missing", "conflict", "replaced"])
+@pytest.mark.sample("conflict")
 def test_an_image_that_was_away_keeps_its_split(workplace, tmp_path, why):
     """Its split is decided once: also if it was gone, in conflict or not given for two weeks, whatever gives it back."""
     given = {**TINY, "epochs": 1, "val_split": 0.3}

@@ -61,6 +61,7 @@ def weights_of(path):
 
 
 @pytest.mark.parametrize("options", few_under_jax([{}, {"bn_stats": "moving"}, {"seed": 3}], [{}]))
+@pytest.mark.sample("options0")
 def test_the_weights_are_between_those_of_parent_and_child(tmp_path, place, options):
     """Each weight of `model.keras` is the average, computed by numpy alone from two other files of Keras."""
     copy_of(place, tmp_path)
@@ -211,6 +212,7 @@ def test_auto_chooses_what_scores_best_within_the_gates(tmp_path, place, monkeyp
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("trouble", ["damaged", "gone", "no number"])
+@pytest.mark.sample("damaged")
 def test_trouble_costs_the_average_and_not_the_training(tmp_path, place, monkeypatch, trouble):
     """The run ends as it was trained, says so, exits with 5, and keeps no average that a killed process left."""
     shutil.copytree(place / "new", tmp_path / "new")

@@ -88,6 +88,7 @@ def fast_disk(monkeypatch):
 
 @pytest.mark.usefixtures("fast_disk")
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.sample("loss", "state, not loss")
 def test_a_training_that_breaks_stops_at_its_last_good_snapshot(tmp_path, pictures, case):
     """NaN or infinity in the loss, or in the state alone, ends the training with the place and what to try."""
     broken, message = CASES[case]

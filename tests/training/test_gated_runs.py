@@ -77,6 +77,7 @@ def scripted(patch, old, losses):
         ((0.5, 0.5, 0.5, 0.5), (4, 1, 2, 3), {"monitor": "val_loss"}, 4, "rejected"),
     ],
 )
+@pytest.mark.sample("old1-losses1-options1-3-accepted", "old3-losses3-options3-4-rejected")
 def test_the_result_is_an_epoch_within_the_gates(place, monkeypatch, old, losses, options, epoch, status):
     """The last epoch if it meets them, else the best that does; with --monitor the best that does; else rejected."""
     scripted(monkeypatch, old, losses)

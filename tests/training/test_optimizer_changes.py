@@ -70,6 +70,7 @@ CASES = {
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.sample("kept", "reset", "averages")
 def test_settings_that_change_are_named(tmp_path, options, case):
     """Each with both values, unless an option sets it."""
     changes, expected = CASES[case]

@@ -91,6 +91,7 @@ def test_a_picture_moved_into_a_folder_for_training_still_validates(workplace):
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("gone", ["source", "source, cached", "file"])
+@pytest.mark.sample("source, cached")
 def test_a_source_that_is_gone_stops_an_interrupted_run(workplace, tmp_path, monkeypatch, gone):
     """A drive that is not mounted is an error before anything is trained; a single file leaves when it is missed."""
     trained("runs/1-shapes", data=["old"], **TINY)
