@@ -181,6 +181,7 @@ def test_moving_averages_that_trail_choose_no_other_scale(tmp_path, quiet):
     assert "without what the moving averages of batch normalisation began with, 0-1 gives" in plan.pixels_reason
 
 
+@pytest.mark.one_backend(trains=True)
 def test_moving_averages_that_trail_hide_no_other_order(painted, quiet, tmp_path):
     """A short training gives few of its classes with its moving averages, and knows them all the same.
 

@@ -178,6 +178,7 @@ def test_the_head_trains_alone_first_then_all_but_batch_normalisation(place, pic
     assert [named[each][0] for each in record.freezing.always] == ["tiny/batch_normalization"]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_pretrained_run_continues_exactly(tmp_path, place, pictures):
     """Killed while the head trains alone, and after that, it ends with the same bits."""
     names = kill_at_every_snapshot(tmp_path, places=(1, -3), data=[str(pictures / "old")], epochs=2, **PRETRAINED)

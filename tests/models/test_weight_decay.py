@@ -196,6 +196,7 @@ def test_the_option_says_what_is_left_out_from_now_on(workplace):
         assert "weight decay" not in planned("a", grow=True, **more)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_killed_run_leaves_out_the_same(tmp_path, pictures):
     """Continued after each of its snapshots it ends with equal bits, and these are not those of decay on all weights."""
     (tmp_path / "net.py").write_text(SEQUENTIAL)

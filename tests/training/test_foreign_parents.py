@@ -265,6 +265,7 @@ def scheduled():
 """
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("kind", ["tf-checkpoint", "weights"])
 def test_the_schedule_of_the_users_function_is_restored_into_and_exported(script, tmp_path, kind):
     """A schedule of the user's function is restored and exported although the file does not hold it.

@@ -102,6 +102,7 @@ def test_a_grown_run_continues_exactly(tmp_path, folder):
     assert len(names) == 2
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_same_command_gives_the_same_bits(tmp_path, folder, grown):
     """The sample of images that new rows start from, and random rows, follow from the seed."""
     again = {"add": [str(folder / "more")], "grow": True, **ONE_EPOCH}

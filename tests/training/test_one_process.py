@@ -57,6 +57,7 @@ def test_deterministic_kernels_train_and_repeat(tmp_path, pictures):
     assert unknown.share() is None
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux lists them")
 def test_a_run_leaves_no_file_of_the_cache_open(tmp_path, pictures):
     """A notebook that trains week after week keeps none of its runs' caches open, so it does not run out of files."""

@@ -488,6 +488,7 @@ def test_the_next_generation_remembers_what_came(monkeypatch, tmp_path, pictures
     assert len(scans.manifest_of(Path(grown), 1)) == 36
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_signal_during_the_look_loses_nothing(monkeypatch, tmp_path):
     """A signal during the scan loses nothing: the state is kept, and the scan is repeated.
 
