@@ -149,7 +149,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         batch = 0
     if target.call is not None:
         target.call.lived_through(target.backup_dir)
-        target.call.validations.pass_by(epoch if target.epochs is None else min(epoch, target.epochs))
+        target.call.pass_by_validations(epoch if target.epochs is None else min(epoch, target.epochs))
         target.call.validations.seek(records.get("validation"))
     messages = _skip_batches(records, target, batch)
     if messages:

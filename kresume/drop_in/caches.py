@@ -86,6 +86,11 @@ def _added_ahead(options: Any, *, maps: bool) -> bool:
     return options.autotune.enabled is not False and any(usual if each is None else each for each in asked)
 
 
+def is_shared(one: Any, other: Any) -> bool:
+    """Tests for a cache in memory behind a `shuffle` with a seed that is part of both."""
+    return any(each is cache for each in _of_shuffled(one) for cache in _of_shuffled(other))
+
+
 def keeps_order(data: Any) -> bool:
     """Tests for a cache in memory that lies behind a `shuffle` with a seed."""
     return next(_of_shuffled(data), None) is not None

@@ -10,6 +10,7 @@ calls `on_epoch_end` of a `keras.utils.PyDataset` before and after each validati
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -62,6 +63,10 @@ class EarlierValidations:
         """Brings data of kresume to a position that `position` returned."""
         if self._stream is not None and position is not None and not self._stream.is_followed:
             self._stream.release(position)
+
+    def first_due(self) -> int:
+        """Returns the index of the first epoch that ends with a validation."""
+        return next(epoch for epoch in itertools.count(self._first) if self._validates(epoch))
 
     def pass_by(self, epoch: int) -> None:
         """Brings the data to the beginning of an epoch.

@@ -78,6 +78,19 @@ class FitCall:
         """Returns True if the argument `shuffle` of `fit` has an effect on these data."""
         return type(self.iterator.data_adapter).__name__ in {"ArrayDataAdapter", "PyDatasetAdapter"}
 
+    def pass_by_validations(self, epoch: int) -> None:
+        """Brings the validation data to the beginning of an epoch.
+
+        Training and validation may be parts of one cache. The first of both that reaches its end fills it, and before that each
+        iterator has its own order: those of training up to the first validation come first.
+
+        Args:
+            epoch: its index.
+        """
+        if caches.is_shared(self.x, self.validations.data):
+            self.earlier.pass_by(min(epoch, self.validations.first_due() + 1))
+        self.validations.pass_by(epoch)
+
     def batch_size(self) -> int | None:
         """Returns the number of examples in a batch; None if the data do not tell it."""
         adapter = self.iterator.data_adapter

@@ -798,6 +798,33 @@ def test_a_cache_keeps_the_order_of_the_first_epoch(model, tmp_path, capfd, kind
     assert told == (kind == "validation in part")  # here all are read ahead
 
 
+@pytest.mark.optimized_graphs  # what tf.data adds fills a cache
+@pytest.mark.parametrize("freq", [1, 2])
+@pytest.mark.parametrize("trained", ["the first part", "the rest"])
+def test_a_cache_of_which_training_and_validation_are_parts(model, tmp_path, trained, freq):
+    """The one that reaches its end fills it: validation in its first one, or training in the first epoch."""
+
+    def parts():
+        data = shuffled().unbatch().cache()
+        first, rest = (part.batch(BATCH) for part in (data.take(BATCH * 2), data.skip(BATCH * 2)))
+        return (first, rest) if trained == "the first part" else (rest, first)
+
+    feed = Feed("", parts, REPEATS, epochs=5)
+
+    def run(folder, kill=None):
+        data, validating = parts()
+        backup = kresume.BackupAndRestore(tmp_path / folder, save_freq=2)
+        given = {"validation_data": validating, "validation_freq": freq}
+        return fit(model, data, [backup, Validated(kill)], feed, given)
+
+    whole, expected = run("whole")
+    for kill in (5, 3):  # in the third epoch, and in the fourth; of one or two validations before
+        assert run("killed", kill) is None
+    counted, found = run("killed")
+    assert_same_bytes(expected, found)
+    assert counted.scores == {epoch: whole.scores[epoch] for epoch in counted.scores}
+
+
 @pytest.mark.one_backend(trains=True)
 def test_the_class_of_datasets_is_as_it_was_after_fit(model, tmp_path, monkeypatch):
     """It counts iterators while a training lasts."""
