@@ -135,6 +135,7 @@ class Generation:
         train: images that train.
         validation: images that validate.
         relabelled: images with another label than recorded.
+        left_out: images of its parent, a run, that it has no more: dropped or gone.
         new_classes: names of the classes that it added.
         changes: what differs from the parent; of a new model, or one of another program, what was given.
         scores: `{"before": {...}, "after": {...}}`, each with `all`, `old` and `new`; None if nothing was scored.
@@ -171,6 +172,7 @@ class Generation:
     train: int
     validation: int
     relabelled: int
+    left_out: int
     new_classes: tuple[str, ...]
     changes: tuple[Change, ...]
     scores: Mapping[str, Mapping[str, Any] | None]
@@ -231,6 +233,7 @@ def read_generation(run: Run, start: Parent | None, parent: RunRecord | None) ->
         train=int(record.images.get("train", 0)),
         validation=int(record.images.get("validation", 0)),
         relabelled=int(record.merged.get("relabels_count", 0)),
+        left_out=_left_out(parent, record),
         new_classes=tuple(record.new_classes),
         changes=tuple(_changes(parent, record)),
         scores={"before": _subsets(record.before), "after": _subsets(after)},
@@ -239,6 +242,10 @@ def read_generation(run: Run, start: Parent | None, parent: RunRecord | None) ->
         versions=versions,
         trained_by=trained_by,
     )
+
+
+def _left_out(parent: RunRecord | None, record: RunRecord) -> int:
+    return max(0, int(parent.images.get("total", 0)) - int(record.images.get("old", 0))) if parent is not None else 0
 
 
 def _sources(given: Mapping[str, Any], *, first: bool) -> tuple[str, ...]:
@@ -302,7 +309,9 @@ def compare_options(one: RunRecord, other: RunRecord, names: frozenset[str] = NO
     inherits = (
         {"model"} if any(each.parent is not None and "model" not in each.options for each in (one, other)) else set()
     )
-    for name in sorted({*one.options, *other.options} - names - inherits):
+    # Layers that the parent froze and did not thaw stay frozen without the option.
+    stays = {"freeze", "unfreeze_at"} - set(other.options) if other.parent is not None else set()
+    for name in sorted({*one.options, *other.options} - names - inherits - stays):
         default = None if name == "monitor" else getattr(DEFAULTS, name, None)  # used only where something monitors
         before, after = one.options.get(name, default), other.options.get(name, default)
         if (before or None) != (after or None):

@@ -228,6 +228,7 @@ def _images(run: Generation) -> str:
     if run.start is None:
         added = f"all new{source}"
     added += f", {run.relabelled:,} with a new label" if run.relabelled else ""
+    added += f", {run.left_out:,} of the parent's left out" if run.left_out else ""
     return f"{run.images:,} ({added}); {run.train:,} train, {run.validation:,} validation; {run.classes} classes"
 
 

@@ -53,6 +53,7 @@ class TrainResult:
         seen: validation images that the first checkpoint was probably trained on, so that it looks better there.
         unread: images that could not be read any more while it trained.
         waiting: what the watched sources hold for the next generation; empty if nothing.
+        added: images that it added to its parent's.
         dropped: images that `--drop` named in this run or before it.
         alike: that all validation images get one class; empty if they do not.
     """
@@ -77,6 +78,7 @@ class TrainResult:
     seen: int = 0
     unread: int = 0
     waiting: str = ""
+    added: int = 0
     dropped: int = 0
     alike: str = ""
 
@@ -123,7 +125,8 @@ class TrainResult:
         if self.failed:
             stays = f", {self.parent} stays the accepted one" if self.parent else ""
             dropped = f", what {option('drop')} named stays dropped" if self.dropped else ""
-            lines.append(f"{self.run} is rejected{stays}; its images are new to the next run{dropped}")
+            new = f"; the images that it added are new to the next run{dropped}" if self.added else ""
+            lines.append(f"{self.run} is rejected{stays}{new}")
         else:
             export = f"kresume.export({self.run!r}, 'serving/')" if in_python() else f"kresume export {run} serving/"
             lines.append(f"next:   {export}, or {to_train(from_=self.run, add=('MORE_IMAGES',))}")
@@ -164,6 +167,7 @@ def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
         "seen": int(run.record.images.get("seen", 0)),
         "unread": len({event.get("sha256") for event in run.events(runs.BROKE)}),
         "waiting": _waiting_in(run),
+        "added": int(run.record.images.get("added", 0)),
         "dropped": len(run.record.dropped),
         "alike": found.describe_sameness() if found is not None else "",
     }

@@ -151,6 +151,8 @@ def test_a_better_epoch_than_the_result_is_named(tmp_path):
 def test_a_rejected_run_names_the_accepted_one(tmp_path):
     """A run that fails a gate has no next command, but the run that stays."""
     result = TrainResult("runs/2", "rejected", 5, 1, None, {"all": {"images": 0}}, failed=("x",), parent="runs/1")
-    last = "runs/2 is rejected, runs/1 stays the accepted one; its images are new to the next run"
+    last = "runs/2 is rejected, runs/1 stays the accepted one"
     assert str(result).splitlines()[-1] == last
+    of_more = f"{last}; the images that it added are new to the next run"
+    assert str(dataclasses.replace(result, added=3)).splitlines()[-1] == of_more
     assert dataclasses.replace(result, failures=("disk",)).exit_code == 3

@@ -1,5 +1,6 @@
 """Tests `--freeze` and `--unfreeze-at` on whole runs: what trains when, exactly, with slots kept."""
 
+import dataclasses
 import re
 import shutil
 
@@ -12,6 +13,7 @@ from kresume import runs
 from kresume.checkpoints import sealed_arrays, snapshot
 from kresume.errors import UsageError
 from kresume.models import freeze
+from kresume.reports.generation import compare_options
 from kresume.values.freezing import Freezing
 from tests.helpers.backends import few_under_jax
 from tests.helpers.runs import TINY, kill_at_every_snapshot, result_arrays, run_training, trained
@@ -140,7 +142,12 @@ def test_frozen_layers_keep_their_bits_and_the_others_train(place):
         )
         assert same == (one.name != "head"), one.name
         assert other.trainable == (one.name == "head") or not one.weights
-    assert runs.open_run(place / "1").record.freezing.until is None
+    record = runs.open_run(place / "1").record
+    assert record.freezing.until is None
+    # A child keeps them frozen without the option; a new model does not.
+    for parent, told in ((record.parent, []), (None, ["--freeze"])):
+        child = dataclasses.replace(record, options={}, parent=parent)
+        assert [each.name for each in compare_options(record, child) if each.name == "--freeze"] == told
     child = kresume.plan(str(place / "1"), quiet=True, lr=1e-3)
     assert "4 of 5 layers with weights are frozen" in str(child) or "layers with weights are frozen: only head" in str(
         child

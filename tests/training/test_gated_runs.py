@@ -273,9 +273,10 @@ def test_the_plan_says_how_small_a_difference_can_be_seen(place):
             "new 141: 4.3 and 8.3 points)",
         ),
         (26, "differences under 23 points are noise"),
+        (38, "differences under 16 points are noise (old 12: 50 points; new 26: 23 points)"),  # 15.8 and 15.9
         (8, "differences under 75 points are noise (old 4: any difference; new 4: any difference)"),
     ):
-        new = {186: 141, 26: 26, 8: 4}[count]
+        new = {186: 141, 38: 26, 26: 26, 8: 4}[count]
         origins = np.r_[np.zeros(count - new, int), np.ones(new, int)]
         stand_in = SimpleNamespace(val_rows=lambda count=count: np.arange(count), origins=origins)
         assert judging.describe_noise(stand_in, 1) == f"{count} validation images: {words}"

@@ -34,12 +34,13 @@ def test_what_a_rejected_run_dropped_stays_dropped(workplace):
         "runs/1-shapes", out="runs/3", drop="drop.txt", require=["all.accuracy>=1.0 and all.loss<=0.0"], **asked
     )
     assert result.status == "rejected"
-    assert "its images are new to the next run, what --drop named stays dropped" in str(result)
+    assert "the images that it added are new to the next run, what --drop named stays dropped" in str(result)
     plan = kresume.plan("runs/1-shapes", quiet=True, **asked)
     assert any("2 images are left out, because an earlier run dropped them" in note for note in plan.notes), plan.notes
     run_training("runs/1-shapes", out="runs/4", **asked)
     assert not dropped & rows_of("runs/4").keys()
     assert set(runs.open_run("runs/4").record.dropped) == dropped
+    assert "40 (+18 from new, 2 of the parent's left out)" in str(lineage("runs/4"))
     other = kresume.plan("runs/2-others", quiet=True, **asked)
     assert "42: 24 old, 18 new" in str(other)
 

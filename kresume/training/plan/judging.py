@@ -150,13 +150,13 @@ def describe_noise(manifest: Manifest, generation: int) -> str:
         return f"{counted(len(rows), 'validation image')}: too few to show any difference"
     least, usual = _noise(len(rows))
     words = f"{len(rows):,} validation images: differences under {_points(least)} are noise"
-    words += f", under {_points(usual)} they may be" if usual > least else ""
+    words += f", under {_points(usual)} they may be" if _points(usual) != _points(least) else ""
     if not 0 < new < len(rows):
         return words
     parts = []
     for name, images in (("old", len(rows) - new), ("new", new)):
         least, usual = _noise(images)
-        limits = _points(least, usual) if usual > least else _points(least)
+        limits = _points(least, usual) if _points(usual) != _points(least) else _points(least)
         parts.append(f"{name} {images:,}: {limits if images >= FEWEST else 'any difference'}")
     return f"{words} ({'; '.join(parts)})"
 
