@@ -242,7 +242,8 @@ def _of_machine(records: Mapping[str, Any]) -> list[str]:
 def _of_skipped(batch: int, begins_again: str) -> str:
     """Returns a message about the metrics of an interrupted epoch without `data=`, and about its batches."""
     metrics = "its training metrics cover the others alone"
-    skipped = f"the {batch:,} batches that it drew are skipped in the order that the data have now"
+    drawn = f"the {batch:,} batches that it drew are" if batch > 1 else "the batch that it drew is"
+    skipped = f"{drawn} skipped in the order that the data have now"
     return metrics if begins_again else f"{skipped}, and {metrics} (data= continues both)"
 
 

@@ -55,6 +55,11 @@ def of_validation(call: FitCall | None) -> str:
             "validation_steps draws a part of data that cache() keeps behind a shuffle, so validation may see other pictures "
             "when training is continued (cache before the shuffle, or validate on all of them)"
         )
+    if call.one_pass and caches.is_shared(call.x, call.validations.data):
+        return (
+            "training and validation are parts of what cache() keeps behind a shuffle, and with steps_per_epoch either fills "
+            "it, so both may see other pictures when training is continued (cache before the shuffle, or no steps_per_epoch)"
+        )
     if not isinstance(call.validations.data, GeneratorType):
         return ""
     return (

@@ -801,7 +801,7 @@ def test_a_cache_keeps_the_order_of_the_first_epoch(model, tmp_path, capfd, kind
 @pytest.mark.optimized_graphs  # what tf.data adds fills a cache
 @pytest.mark.parametrize("freq", [1, 2])
 @pytest.mark.parametrize("trained", ["the first part", "the rest"])
-def test_a_cache_of_which_training_and_validation_are_parts(model, tmp_path, trained, freq):
+def test_a_cache_of_which_training_and_validation_are_parts(model, tmp_path, capfd, trained, freq):
     """The one that reaches its end fills it: validation in its first one, or training in the first epoch."""
 
     def parts():
@@ -811,11 +811,11 @@ def test_a_cache_of_which_training_and_validation_are_parts(model, tmp_path, tra
 
     feed = Feed("", parts, REPEATS, epochs=5)
 
-    def run(folder, kill=None):
+    def run(folder, kill=None, **more):
         data, validating = parts()
         backup = kresume.BackupAndRestore(tmp_path / folder, save_freq=2)
-        given = {"validation_data": validating, "validation_freq": freq}
-        return fit(model, data, [backup, Validated(kill)], feed, given)
+        given = {"validation_data": validating, "validation_freq": freq, **more}
+        return fit(model, data, [backup, Validated(kill)], Feed("", parts, REPEATS, epochs=1) if more else feed, given)
 
     whole, expected = run("whole")
     for kill in (5, 3):  # in the third epoch, and in the fourth; of one or two validations before
@@ -823,6 +823,9 @@ def test_a_cache_of_which_training_and_validation_are_parts(model, tmp_path, tra
     counted, found = run("killed")
     assert_same_bytes(expected, found)
     assert counted.scores == {epoch: whole.scores[epoch] for epoch in counted.scores}
+    assert "are parts of what cache() keeps" not in capfd.readouterr().err
+    run("passes", steps_per_epoch=1)
+    assert "training and validation are parts of what cache() keeps behind a shuffle" in capfd.readouterr().err
 
 
 @pytest.mark.one_backend(trains=True)
