@@ -43,7 +43,7 @@ def _is_filled(cache: Any, data: Any) -> bool:
     steps, count = _steps_behind(cache, data), int(cache.cardinality())
     if count == ENDLESS:
         return False
-    inner = next((index for index, step in enumerate(steps) if _cuts(step)), None)
+    inner = next((index for index, step in enumerate(steps) if _cuts(step, steps[index - 1] if index else cache)), None)
     if inner is not None:
         return any(_is(step, "ShuffleDataset") and not _is_larger(step) for step in steps[:inner])
     if count != UNKNOWN or int(data.cardinality()) == UNKNOWN:
@@ -60,11 +60,13 @@ def _steps_behind(cache: Any, data: Any) -> list[Any]:
     return [*_steps_behind(cache, behind), data]
 
 
-def _cuts(step: Any) -> bool:
-    """Tests for a `take` of fewer elements than there are, or as many as there may be."""
+def _cuts(step: Any, behind: Any) -> bool:
+    """Tests for a `take` or `zip` that may end before what lies behind it."""
+    available = int(behind.cardinality())
+    if _is(step, "ZipDataset"):
+        return 0 <= int(step.cardinality()) < available - 1  # it asks each part for one more before it ends
     if not _is(step, "TakeDataset") or (count := int(_constant(step._count))) < 0:
         return False
-    available = int(_inputs(step)[0].cardinality())
     return available < 0 or count < available
 
 

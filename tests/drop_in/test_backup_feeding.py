@@ -757,7 +757,14 @@ def without(option):
     return cached().with_options(options)
 
 
+def zipped():
+    import tensorflow as tf
+
+    return tf.data.Dataset.zip((shuffled().cache(), tf.data.Dataset.range(STEPS - 2))).map(lambda data, index: data)
+
+
 CACHED = {
+    "zipped with fewer": (zipped, {}),
     "shuffle before the cache": (cached, {}),
     "no autotuner": (lambda: without("enabled"), {}),
     "no prefetch is added": (lambda: without("inject_prefetch"), {}),
@@ -767,6 +774,7 @@ CACHED = {
     "and behind it": (lambda: cached(behind=True).prefetch(2), {}),
     "of batches": (lambda: shuffled().cache().prefetch(2), {}),
     "steps_per_epoch": (lambda: shuffled().cache().prefetch(2), {"steps_per_epoch": 2}),
+    "steps_per_epoch, no autotuner": (lambda: without("enabled"), {"steps_per_epoch": 2}),
     "validation": (tensors, {}),
     "validation in part": (tensors, {"validation_steps": 2}),
 }
@@ -780,7 +788,7 @@ CACHED = {
 def test_a_cache_keeps_the_order_of_the_first_epoch(model, tmp_path, capfd, kind):
     """A cache keeps the order of its first iterator for all epochs; a process that continues in a later one fills it so."""
     make, options = CACHED[kind]
-    feed = Feed("", make, REPEATS, options, epochs=8 if "steps_per_epoch" in options else 4)
+    feed = Feed("", make, REPEATS, options, epochs=8 if "steps_per_epoch" in options or make is zipped else 4)
 
     def run(folder, kill=None):
         validating = {"validation": "and behind it", "validation in part": "of batches"}.get(kind)
