@@ -1,14 +1,15 @@
 """Defines the command line: the group of all commands, and what its process does with an error.
 
 Results go to stdout, everything else to stderr. A `KresumeError` becomes one line and its exit code; an exception of
-the user's own code becomes a line and exit code 1; anything else is a bug and keeps its traceback. Commands never ask
-questions, and import nothing heavy before they run.
+the user's own code, and a disk that refuses a write, become a line and exit code 1; anything else is a bug and keeps its
+traceback. Commands never ask questions, and import nothing heavy before they run.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ from kresume.commands import checkpoints, data, evaluate, export, history, machi
 from kresume.commands.options import Group
 from kresume.errors import KresumeError, RestoreError
 from kresume.spelling import as_flag, spelled
+from kresume.storage import refusals
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -78,12 +80,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         from kresume.models.own_code import raised_in_own_code
 
-        said = raised_in_own_code(error)
+        said = raised_in_own_code(error) or refusals.describe(error)
         if said is None:
             raise  # a bug in kresume
+        if refusals.is_full(error):
+            _drop_unwritten()
         click.echo(f"kresume: {said}", err=True)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _drop_unwritten() -> None:
+    """Drops what a full disk refused of stdout: Python would try again at its end, and show a trace."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_error(error: KresumeError) -> None:

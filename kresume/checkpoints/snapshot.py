@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kresume.errors import CheckpointError, NotFinite
-from kresume.storage import atomic
+from kresume.storage import atomic, refusals
 from kresume.storage.capture import META as META
 from kresume.storage.capture import REPLACED as REPLACED
 from kresume.storage.damage import interpreting, reading
@@ -165,11 +165,16 @@ def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> list[str]:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    path.touch()
+    mode = (
+        path.stat().st_mode
+    )  # as the umask has it, which no thread may ask for; safetensors replaces the file by one of 0600
     bfloat16 = sorted(name for name, array in arrays.items() if array.dtype.name == "bfloat16")
     try:
         save_file({name: array.view("uint16") if name in bfloat16 else array for name, array in arrays.items()}, path)
     except SafetensorError as error:  # raised for a full or missing disk
-        raise OSError(str(error)) from error
+        raise refusals.named(error, path, path) or OSError(str(error)) from error
+    atomic.set_mode(path, mode)
     return bfloat16
 
 

@@ -19,7 +19,7 @@ from kresume import runs
 from kresume.errors import ExportError, UsageError
 from kresume.exports.formats import Exporter
 from kresume.spelling import option
-from kresume.storage import atomic
+from kresume.storage import atomic, refusals
 from kresume.storage.model_folders import versions_in
 
 
@@ -120,7 +120,7 @@ def placed(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 f"another export created {destination} meanwhile: run again for the next version"
             ) from error
         raise ExportError(
-            f"{destination} cannot be written ({error.strerror or error}); nothing was left there: make room, or give another "
+            f"{destination} cannot be written ({refusals.reason(error)}); nothing was left there: make room, or give another "
             "folder"
         ) from error
 

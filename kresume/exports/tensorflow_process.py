@@ -26,6 +26,7 @@ from kresume.models.unscored import with_statistics
 from kresume.reporter import Reporter
 from kresume.runtimes.process import last_words
 from kresume.spelling import as_argument, as_flag, option, spelled
+from kresume.storage import refusals
 
 ERRORS = {kind.__name__: kind for kind in (CheckpointError, ExportError, ImagesError, ModelError, UsageError)}
 REFUSED = 3
@@ -36,6 +37,7 @@ def write_by_tensorflow(subject: Subject, directory: Path, job: Job, *, anonymou
 
     Raises:
         KresumeError: the error that the exporter raised there.
+        OSError: the disk refused the export there.
         ExportError: that process failed in another way.
     """
     with tempfile.TemporaryDirectory(prefix="kresume-") as name:
@@ -66,6 +68,8 @@ def write_by_tensorflow(subject: Subject, directory: Path, job: Job, *, anonymou
         )
         if answer.is_file():
             facts: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+            if done.returncode == REFUSED and "errno" in facts:
+                raise OSError(facts["errno"], os.strerror(facts["errno"]), str(directory))
             if done.returncode == REFUSED:
                 raise ERRORS.get(facts["error"], ExportError)(facts["message"])
             if done.returncode == 0:
@@ -91,6 +95,11 @@ def main(path: str) -> int:
             facts = EXPORTERS[job.format].write(loaded, Path(request["directory"]), job)
     except KresumeError as error:
         answer.write_text(json.dumps({"error": type(error).__name__, "message": str(error)}), encoding="utf-8")
+        return REFUSED
+    except Exception as error:
+        if not (number := refusals.number_of(error)):
+            raise  # a bug
+        answer.write_text(json.dumps({"errno": number}), encoding="utf-8")
         return REFUSED
     answer.write_text(json.dumps(facts), encoding="utf-8")
     return 0

@@ -22,7 +22,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,7 @@ import numpy as np
 
 from kresume.errors import ImagesError
 from kresume.spelling import option
-from kresume.storage import atomic, locations
+from kresume.storage import atomic, locations, refusals
 from kresume.storage.damage import is_refusal
 from kresume.values.decode_spec import DecodeSpec
 
@@ -135,8 +135,8 @@ class Cache:
                 atomic.write_text(root / LIMIT, f"{limit_bytes}\n")
         except OSError as error:
             raise ImagesError(
-                f"the cache {cache.folder} cannot be used ({error.strerror}): give {option('cache', 'DIR')}, or "
-                f"{option('cache', 'off')}"
+                f"the cache {cache.folder} cannot be used ({refusals.reason(error)}): {refusals.way_on(error)} "
+                f"{option('cache', 'DIR')}, or {option('cache', 'off')}"
             ) from error
         cache.refresh()
         return cache
@@ -225,9 +225,9 @@ class Cache:
         self._verified[np.delete(found, damaged)] = True
         return result, damaged
 
-    def writer(self) -> Writer:
-        """Returns a writer of new shards, for one thread at a time."""
-        return Writer(self)
+    def writer(self, on_refusal: Callable[[OSError], None] | None = None) -> Writer:
+        """Returns a writer of new shards, for one thread at a time; see `Writer`."""
+        return Writer(self, on_refusal)
 
     def room_for(self, count: int) -> bool:
         """Returns True if the disk can hold `count` more images with 1 GiB spare."""
@@ -294,10 +294,16 @@ class Writer:
 
     Leaving the context finishes the last shard. A thread writes a shard to the disk while the images of the next one
     are decoded, so at most two shards are in memory.
+
+    Args:
+        cache: the cache to add to.
+        on_refusal: called once if the disk refuses a shard; what is added afterwards is dropped. None raises the error.
     """
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, on_refusal: Callable[[OSError], None] | None = None) -> None:
         self._cache = cache
+        self._on_refusal = on_refusal
+        self._refused = False
         self._pixels: list[np.ndarray] = []
         self._index: list[tuple[bytes, int]] = []
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kresume-cache")
@@ -314,6 +320,8 @@ class Writer:
         Raises:
             OSError: if a shard could not be written.
         """
+        if self._refused:
+            return
         self._pixels.append(pixels)
         self._index.append((sha256.encode(), crc))
         if len(self._pixels) * self._cache.row_bytes >= SHARD_BYTES:
@@ -326,14 +334,21 @@ class Writer:
             OSError: if the previous shard could not be written.
         """
         self._wait()
-        if self._pixels:
+        if self._pixels and not self._refused:
             self._under_way = self._disk.submit(self._write, self._pixels, self._index)
             self._pixels, self._index = [], []
 
     def _wait(self) -> None:
         before, self._under_way = self._under_way, None
         if before is not None:
-            before.result()
+            try:
+                before.result()
+            except OSError as error:
+                if self._on_refusal is None or not refusals.number_of(error):
+                    raise
+                if not self._refused:
+                    self._refused = True
+                    self._on_refusal(error)
 
     def _write(self, pictures: list[np.ndarray], index: list[tuple[bytes, int]]) -> None:
         name = f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"

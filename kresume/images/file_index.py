@@ -10,6 +10,7 @@ a likeness comes from decoded pixels, so facts from another size would let an ea
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -18,12 +19,17 @@ from pathlib import Path
 from kresume.errors import ImagesError
 from kresume.images.sources.found import Facts, Found
 from kresume.spelling import option
+from kresume.storage import refusals
 from kresume.storage.locations import Version
 from kresume.values.decode_spec import DecodeSpec
 
 INDEX_NAME = "pictures.sqlite"
 COLUMNS = "path, spec, bytes, mtime_ns, sha256, width, height, format, phash, thumb"
 """Columns of the table `pictures` of earlier versions; `images` has `stamp`, too."""
+
+
+class IndexRefused(ImagesError):
+    """Raised if the disk refuses to write the index; it only saves time, so a command goes on without it."""
 
 
 def open_index(root: Path, spec: DecodeSpec, writes: bool) -> FileIndex | None:
@@ -33,6 +39,10 @@ def open_index(root: Path, spec: DecodeSpec, writes: bool) -> FileIndex | None:
         root: the folder that holds the folders of all sizes.
         spec: the size whose facts are read and written.
         writes: False creates nothing; then the result is None if there is no index.
+
+    Raises:
+        IndexRefused: the disk is full or read-only.
+        ImagesError: the file is damaged, or cannot be used for another reason.
     """
     if not writes and not (root / INDEX_NAME).is_file():
         return None
@@ -63,6 +73,8 @@ class FileIndex:
         Their first table had one row for all sizes. The rows of the second one are kept without a stamp: each file is read
         and hashed once more, and not decoded again if its content is the same.
         """
+        with contextlib.suppress(OSError):  # SQLite says what is wrong; it gives new files the mode 0644 at most
+            self._path.touch()
         with self._connect() as connection:
             connection.execute("DROP TABLE IF EXISTS files")
             connection.execute(
@@ -87,6 +99,11 @@ class FileIndex:
             with closing(sqlite3.connect(self._path, timeout=60.0, isolation_level=None)) as connection:
                 yield connection
         except sqlite3.Error as error:
+            if refusals.number_of(error):
+                raise IndexRefused(
+                    f"the index of known images {self._path} cannot be written ({refusals.reason(error)}): "
+                    f"{refusals.way_on(error)} {option('cache', 'DIR')}"
+                ) from error
             raise ImagesError(
                 f"the index of known images {self._path} cannot be used ({error}): remove the file, kresume creates it again; "
                 f"or give {option('cache', 'DIR')}"

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,10 @@ import numpy as np
 from kresume.errors import ImagesError
 from kresume.images.cache import Cache, checksum
 from kresume.images.decode import decode_many
-from kresume.images.file_index import FileIndex, open_index
+from kresume.images.file_index import FileIndex
 from kresume.images.headers import Header, read_header
 from kresume.images.likeness import likeness
+from kresume.images.refused_cache import Trouble
 from kresume.images.sources.found import STREAM_CODINGS, Facts, Found, Known, Quarantined
 from kresume.reporter import Reporter
 from kresume.spelling import in_bytes, option
@@ -121,32 +123,29 @@ def prepare(
     Raises:
         ImagesError: if images of a compressed archive do not fit into the cache, or if its index is damaged.
     """
-    index = open_index(cache.folder.parent, spec, writes) if cache is not None else None
+    trouble = Trouble(reporter)
+    index = trouble.open(cache.folder.parent, spec, writes) if cache is not None else None
     cache = cache if writes and pixels else None
     facts, stale = _remembered(listed, known or {}, index)
     wanted = _to_read(facts, cache)
     if cache is not None and wanted and (short := _too_little_room(cache, len(wanted), others + len(listed))):
-        reporter.warn(f"{short}: the images are decoded each time they are used, which is slower")
-        packed = next((listed[position].path for position in wanted if listed[position].coding in STREAM_CODINGS), None)
-        if packed is not None:
-            raise ImagesError(
-                f"{packed} is compressed as a whole, so its images must be cached, but {short}; or decompress the file"
-            )
+        trouble.not_kept(short, [listed[position] for position in wanted])
         cache = None
         wanted = [position for position in wanted if facts[position] is None]
     reasons: dict[int, str] = {}
     decoded = 0
     with reporter.progress(label, len(wanted), "images") as advance:
         read = [listed[position] for position in wanted]
-        for position, outcome in _read_all(read, wanted, spec, cache, advance, _with_pixels(stale, cache)):
+        refused = partial(trouble.refused, read)
+        for position, outcome in _read_all(read, wanted, spec, cache, advance, _with_pixels(stale, cache), refused):
             if isinstance(outcome, str):
                 reasons[position] = outcome
                 facts[position] = None
             else:
                 facts[position], was_decoded = outcome
                 decoded += was_decoded
-    if index is not None and writes:
-        index.write((listed[position], fact) for position in wanted if (fact := facts[position]) is not None)
+    if writes:
+        trouble.write(index, ((listed[each], fact) for each in wanted if (fact := facts[each]) is not None))
     images = tuple(Image(found, fact) for found, fact in zip(listed, facts, strict=True) if fact is not None)
     quarantine = tuple(
         Quarantined(listed[position].name, listed[position].label, reason)
@@ -160,7 +159,7 @@ def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
     if not cache.room_for(more):
         return (
             f"the disk of the cache {cache.folder} has no space for {more:,} more images "
-            f"({option('cache', 'DIR')} selects another folder)"
+            f"(make room; {option('cache', 'DIR')} selects another folder)"
         )
     if cache.limit_bytes is not None and not cache.holds(everything):
         return (
@@ -225,6 +224,7 @@ def _read_all(
     cache: Cache | None,
     advance: Callable[[int], None],
     stale: Mapping[int, Facts],
+    refused: Callable[[OSError], None],
 ) -> Iterator[tuple[int, str | tuple[Facts, bool]]]:
     """Yields each image's position and its facts, or why it is unusable.
 
@@ -235,7 +235,7 @@ def _read_all(
     in_cache = set()
     workers = (os.cpu_count() or 1) + WAITING
     with ExitStack() as stack:
-        writer = stack.enter_context(cache.writer()) if cache is not None else None
+        writer = stack.enter_context(cache.writer(refused)) if cache is not None else None
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=workers, thread_name_prefix="kresume-prepare"))
         waiting: set[Future[list[Outcome]]] = set()
         stack.callback(lambda: [future.cancel() for future in waiting])

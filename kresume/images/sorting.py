@@ -23,6 +23,7 @@ from kresume.images.sorted_places import place_of
 from kresume.images.sources.found import Found
 from kresume.images.sources.names import NOT_PICTURES, UNSURE, ending, hidden
 from kresume.spelling import option
+from kresume.storage import refusals
 
 NAME_BYTES = 200
 """Longest name of a file that is put, in bytes; file systems allow 255."""
@@ -82,7 +83,7 @@ class SortedFolder:
             self._place.prepare((*self.classes, self.unsure), f"{self.unsure}/{UNSURE}")
         except OSError as error:
             raise ImagesError(
-                f"{self.path} cannot be written ({error.strerror or error}): give another folder"
+                f"{self.path} cannot be written ({refusals.reason(error)}): {refusals.way_on(error)} another folder"
             ) from error
 
     def put(self, read: Read, label: str | None) -> str | Path | None:
@@ -112,7 +113,7 @@ class SortedFolder:
                 self._place.write(name, read.data, read.sha256, read.item.mtime_ns)
         except OSError as error:
             raise ImagesError(
-                f"{self._place.at(folder)} cannot be written ({error.strerror or error}): make room, and run the same command "
+                f"{self._place.at(folder)} cannot be written ({refusals.reason(error)}): make room, and run the same command "
                 "again; what is there already is not copied again"
             ) from error
         self.counts[folder] = self.counts.get(folder, 0) + 1

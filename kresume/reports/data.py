@@ -31,6 +31,7 @@ from kresume.reporter import Reporter
 from kresume.spelling import counted, in_bytes
 from kresume.staging.output import output_file
 from kresume.staging.run_at import run_at
+from kresume.storage import refusals
 from kresume.values.decode_spec import DecodeSpec
 
 COMPARED_SIZE = 64
@@ -146,7 +147,9 @@ def write(scanned: Scanned, path: str) -> None:
         with output_file(path) as local:
             scanned.manifest.write(local)
     except OSError as error:
-        raise ImagesError(f"-o {path} cannot be written ({error.strerror or error}): give another path") from error
+        raise ImagesError(
+            f"-o {path} cannot be written ({refusals.reason(error)}): {refusals.way_on(error)} another path"
+        ) from error
 
 
 def _without_undecided_splits(manifest: Manifest, decided: set[str], generation: int) -> Manifest:

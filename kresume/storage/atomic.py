@@ -28,6 +28,7 @@ from typing import Any
 
 from kresume.addresses import BUCKETS, MUST_BE_HERE
 from kresume.errors import UsageError
+from kresume.storage import refusals
 
 TEMPORARY_PREFIX = ".tmp-"
 ABANDONED_SECONDS = 24 * 3600.0
@@ -93,6 +94,13 @@ def remove_directories(paths: Iterable[Path]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def set_mode(path: Path, mode: int) -> None:
+    """Changes the mode of a file or folder that a library made, if the file system has modes."""
+    if path.stat().st_mode != mode:
+        with contextlib.suppress(OSError):
+            path.chmod(mode)
+
+
 def temporary_beside(path: Path) -> Path:
     """Returns an unused temporary name in the directory of `path`.
 
@@ -105,7 +113,8 @@ def temporary_beside(path: Path) -> Path:
 def new_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path that becomes `path`, flushed, if the block succeeds.
 
-    Replaces an existing `path`. On an exception the temporary file is removed and `path` is unchanged.
+    Replaces an existing `path`. On an exception the temporary file is removed and `path` is unchanged. What a library
+    raises on a full disk becomes an OSError that names `path`.
     """
     make_directory(path.parent)
     temporary = temporary_beside(path)
@@ -114,8 +123,10 @@ def new_file(path: Path) -> Iterator[Path]:
         flush_file(temporary)
         os.replace(temporary, path)
         flush_directory(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if (refused := refusals.named(error, path, temporary)) is not None:
+            raise refused from error
         raise
 
 
@@ -154,6 +165,7 @@ def new_directory(path: Path, replaced: Path | None = None) -> Iterator[Path]:
         yield temporary
         for found in sorted(temporary.rglob("*")):
             if found.is_dir():
+                set_mode(found, temporary.stat().st_mode)  # TensorFlow gives folders 0755 at most
                 flush_directory(found)
             elif found.is_file():
                 flush_file(found)
@@ -162,11 +174,13 @@ def new_directory(path: Path, replaced: Path | None = None) -> Iterator[Path]:
             os.rename(path, replaced)
         os.rename(temporary, path)
         flush_directory(path.parent)
-    except BaseException:
+    except BaseException as error:
         if replaced is not None and replaced.exists() and not path.exists():
             with contextlib.suppress(OSError):
                 os.rename(replaced, path)
         shutil.rmtree(temporary, ignore_errors=True)
+        if (refused := refusals.named(error, path, temporary)) is not None:
+            raise refused from error
         raise
 
 
@@ -223,10 +237,12 @@ def append_line(path: Path, line: str) -> None:
             os.fsync(file.fileno())
         if created:
             flush_directory(path.parent)
-    except OSError:
+    except OSError as error:
         # Restore the old length: a retry must not find the line, or a part of it, in the file.
         with contextlib.suppress(OSError):
             os.truncate(path, before)
+        if (refused := refusals.named(error, path, path)) is not None:
+            raise refused from error
         raise
 
 

@@ -34,7 +34,7 @@ OF_FIELDS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError
 OF_THE_DISK = frozenset(
     {
         errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EIO, errno.ENOSPC, errno.ESTALE,
-        errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ELOOP, errno.ENAMETOOLONG,
+        errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ELOOP, errno.ENAMETOOLONG,
     }
 )  # fmt: skip
 """Error numbers of the system that say nothing about a file's bytes. EINVAL is not one: a seek before the start of the

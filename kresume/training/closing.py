@@ -27,6 +27,9 @@ from kresume.options.settings import DEFAULTS
 from kresume.spelling import counted, in_percent, in_python, option
 from kresume.training.plan.plan import describe_scores
 
+SHOWN = 5
+"""Failures that are printed: a full disk may refuse a snapshot of every step. The JSON form names all."""
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -130,7 +133,9 @@ class TrainResult:
         else:
             export = f"kresume.export({self.run!r}, 'serving/')" if in_python() else f"kresume export {run} serving/"
             lines.append(f"next:   {export}, or {to_train(from_=self.run, add=('MORE_IMAGES',))}")
-        lines += [f"not written: {failure}" for failure in self.failures]
+        lines += [f"not written: {failure}" for failure in self.failures[:SHOWN]]
+        if len(self.failures) > SHOWN:
+            lines.append(f"… and {len(self.failures) - SHOWN:,} more")
         return "\n".join(lines)
 
 

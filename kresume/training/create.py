@@ -22,7 +22,7 @@ from kresume.options.given import given, to_command
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
-from kresume.storage import atomic, locations, sealed
+from kresume.storage import atomic, locations, refusals, sealed
 from kresume.training.loop.progress import Progress
 from kresume.training.plan.draft import Draft
 from kresume.training.plan.images import not_used
@@ -68,7 +68,7 @@ def create_run(start: Start, draft: Draft, held: Mapping[str, np.ndarray], teach
                 "process trains it, or continues it"
             ) from error
         raise RunError(
-            f"a run cannot be created at {start.path} ({error.strerror or error}): make room, or give another folder with "
+            f"a run cannot be created at {start.path} ({refusals.reason(error)}): make room, or give another folder with "
             f"{option('out')}"
         ) from error
     return runs.open_run(start.path)

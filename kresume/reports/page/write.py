@@ -23,7 +23,7 @@ from kresume.reports.page.source import Source, find, read_pair, read_run
 from kresume.spelling import in_bytes, option
 from kresume.staging.output import check_free, output_file
 from kresume.staging.publish import push
-from kresume.storage import atomic
+from kresume.storage import atomic, refusals
 
 NAME = "report.html"
 
@@ -91,7 +91,7 @@ def write_report(path: str, against: str | None = None, out: str | None = None) 
         return written
     except OSError as error:
         raise RunError(
-            f"{target} cannot be written ({error.strerror or error}): make room, or give another file with {option('out')}"
+            f"{target} cannot be written ({refusals.reason(error)}): make room, or give another file with {option('out')}"
         ) from error
 
 
@@ -113,7 +113,7 @@ def write_evaluation(evaluation: Evaluation, path: Path | str) -> Path | str:
             push(Path(path))
     except OSError as error:
         raise RunError(
-            f"{path} cannot be written ({error.strerror or error}): make room, or give another file with {option('report')}"
+            f"{path} cannot be written ({refusals.reason(error)}): make room, or give another file with {option('report')}"
         ) from error
     return path
 

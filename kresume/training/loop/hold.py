@@ -17,6 +17,7 @@ from kresume.lock import Lock
 from kresume.options.given import to_train
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
+from kresume.storage import refusals
 from kresume.training.loop.restoring import restore_newest
 from kresume.training.loop.session import Session
 from kresume.training.loop.stop import StopRequest
@@ -78,8 +79,8 @@ def open_session(
             raise Stopped(f"{stopped}; continue with: {_continue_command(run)}", stopped.exit_code) from None
         except OSError as error:
             raise RunError(
-                f"{run.path} cannot be written ({error}): what its last snapshot holds is safe. Make room or bring the "
-                f"disk back, then continue with: {_continue_command(run)}"
+                f"{run.path} cannot be written ({refusals.reason(error)}): what its last snapshot holds is safe. Make room "
+                f"or bring the disk back, then continue with: {_continue_command(run)}"
             ) from error
         except KresumeError as error:
             told = session.explain(error) if isinstance(error, NotFinite) else error
@@ -94,7 +95,7 @@ def _locked(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Lock:
         lock.acquire()
     except OSError as error:
         raise RunError(
-            f"{run.path} cannot be written ({error.strerror or error}): is it read-only, or its disk full or gone? "
+            f"{run.path} cannot be written ({refusals.reason(error)}): is it read-only, or its disk full or gone? "
             f"Then continue with: {_continue_command(run)}"
         ) from error
     return lock

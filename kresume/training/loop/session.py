@@ -109,6 +109,7 @@ class Session:
             retention=Retention(self.settings.keep, frozenset({0} if self.average else ())),
             guard=lock.check,
             on_failure=self._not_written,
+            on_repeat=self._not_written_again,
             on_stall=lambda text: reporter.warn(f"{text}; training continues as far as it can"),
             on_commit=lambda records: programs.keep(run.path),
         )
@@ -147,6 +148,9 @@ class Session:
 
     def _not_written(self, text: str) -> None:
         self.reporter.warn(f"{text}: not written; training continues, and what was written before is safe")
+        self._not_written_again(text)
+
+    def _not_written_again(self, text: str) -> None:
         with contextlib.suppress(OSError):  # same disk; the warning above and exit code 5 still report it
             self.run.event("not written", reason=text)
 

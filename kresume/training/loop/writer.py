@@ -26,6 +26,7 @@ import numpy as np
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError, RunError
 from kresume.reports.sinks import Entry, Line, Sink
+from kresume.storage import refusals
 from kresume.training.snapshot_policy import Retention
 
 STALLED_SECONDS = 60.0
@@ -57,6 +58,7 @@ class RunWriter:
         retention: which snapshots to keep.
         guard: called before each commit; raises if this process no longer owns the run.
         on_failure: called with a description of what could not be written.
+        on_repeat: called instead while jobs of one kind go on failing, so that a full disk is reported once.
         on_stall: called when the disk has not responded for `STALLED_SECONDS`, and again after each such time.
         on_commit: called on the writer's thread with a snapshot's records once it is on disk.
         stalled_seconds: replaces `STALLED_SECONDS`.
@@ -74,6 +76,7 @@ class RunWriter:
         retention: Retention,
         guard: Callable[[], None],
         on_failure: Callable[[str], None] = lambda text: None,
+        on_repeat: Callable[[str], None] = lambda text: None,
         on_stall: Callable[[str], None] = lambda text: None,
         on_commit: Callable[[Mapping[str, Any]], None] = lambda records: None,
         stalled_seconds: float = STALLED_SECONDS,
@@ -82,6 +85,7 @@ class RunWriter:
         self.retention = retention
         self.guard = guard
         self.on_failure = on_failure
+        self.on_repeat = on_repeat
         self.on_stall = on_stall
         self.on_commit = on_commit
         self.stalled_seconds = stalled_seconds
@@ -94,6 +98,7 @@ class RunWriter:
         self._fatal: Exception | None = None
         self._thread: threading.Thread | None = None
         self._job = ""
+        self._failing: set[str] = set()
         self._asked_at = 0.0
         _WRITERS.add(self)
 
@@ -222,10 +227,15 @@ class RunWriter:
         """Registers an existing snapshot and the best step that it refers to."""
         self._best_of[step] = best
 
-    def record_failure(self, what: str, reason: str) -> None:
-        """Records and reports what could not be written."""
+    def record_failure(self, what: str, reason: str, kind: str = "") -> None:
+        """Records what could not be written, and reports it.
+
+        A job of a kind whose last one failed, too, is not reported again: a full disk may refuse every step.
+        """
         self.failures.append(f"{what}: {reason}")
-        self.on_failure(self.failures[-1])
+        (self.on_repeat if kind in self._failing else self.on_failure)(self.failures[-1])
+        if kind:
+            self._failing.add(kind)
 
     def _start(self, job: str, work: Callable[[], None]) -> None:
         self._job, self._asked_at = job, time.monotonic()
@@ -241,17 +251,19 @@ class RunWriter:
             self._try(sink, partial(_write_all, sink, entries))
 
     def _run(self, job: str, work: Callable[[], None]) -> None:
+        kind = job.partition(" of ")[0]
         try:
             self.guard()
             self._flush_lines()  # a snapshot that counts lines missing on disk could not be continued from
             work()
             self._flush_lines()  # lines that came while the disk was busy
+            self._failing.discard(kind)
         except (RunError, CheckpointError) as error:
             self._fatal = self._fatal or error  # the first one says where it began
         except OSError as error:
             # The disk is full, read-only or gone: training continues, the last good snapshot remains, the user is told.
             # Lines are kept and written with the next job.
-            self.record_failure(job, str(error))
+            self.record_failure(job, refusals.reason(error) if refusals.number_of(error) else str(error), kind)
         except Exception as error:  # a thread must not die silently: the waiting thread raises the error
             self._fatal = self._fatal or error
 
