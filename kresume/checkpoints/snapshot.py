@@ -165,10 +165,9 @@ def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> list[str]:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    # safetensors replaces the file by one of mode 0600. The umask decides of this one; to ask for it is not safe in threads.
     path.touch()
-    mode = (
-        path.stat().st_mode
-    )  # as the umask has it, which no thread may ask for; safetensors replaces the file by one of 0600
+    mode = path.stat().st_mode
     bfloat16 = sorted(name for name, array in arrays.items() if array.dtype.name == "bfloat16")
     try:
         save_file({name: array.view("uint16") if name in bfloat16 else array for name, array in arrays.items()}, path)
