@@ -120,8 +120,8 @@ def placed(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 f"another export created {destination} meanwhile: run again for the next version"
             ) from error
         raise ExportError(
-            f"{destination} cannot be written ({refusals.reason(error)}); nothing was left there: make room, or give another "
-            "folder"
+            f"{destination} cannot be written ({refusals.reason(error)}); nothing was left there: "
+            f"{refusals.way_on(error)} another folder"
         ) from error
 
 

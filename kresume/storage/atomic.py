@@ -124,7 +124,8 @@ def new_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         flush_directory(path.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only file system refuses this, too
+            temporary.unlink(missing_ok=True)
         if (refused := refusals.named(error, path, temporary)) is not None:
             raise refused from error
         raise

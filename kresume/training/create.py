@@ -68,7 +68,7 @@ def create_run(start: Start, draft: Draft, held: Mapping[str, np.ndarray], teach
                 "process trains it, or continues it"
             ) from error
         raise RunError(
-            f"a run cannot be created at {start.path} ({refusals.reason(error)}): make room, or give another folder with "
+            f"a run cannot be created at {start.path} ({refusals.reason(error)}): {refusals.way_on(error)} another folder with "
             f"{option('out')}"
         ) from error
     return runs.open_run(start.path)

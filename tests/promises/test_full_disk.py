@@ -102,6 +102,22 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(full, tmp_path, picture
     assert not output.is_file() or output.read_text() == "old"
 
 
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("name", ["csv", "answers", "report", "manifest", "export", "run"])
+def test_a_read_only_disk_is_one_line(full, tmp_path, pictures, capsys, name):
+    """On a read-only file system the output is named by its own name, and room is no advice."""
+    trained(tmp_path / "run", data=[str(pictures / "old")], **TINY)
+    subprocess.run(["mount", "-o", "remount,ro", full], check=True)
+    names = {"RUN": tmp_path / "run", "OLD": pictures / "old", "OUT": full / "out"}
+    words = WRITES[name]
+    line = said_by(capsys, *(names.get(word, full / word if word.startswith("OUT.") else word) for word in words))
+    assert str(names.get(words[-1], full)) in line
+    assert ".tmp-" not in line
+    assert "(the file system is read-only)" in line
+    assert "give another" in line
+    assert "room" not in line
+
+
 @pytest.mark.one_backend
 def test_a_full_disk_behind_the_output_is_one_line(full, tmp_path):
     """`kresume log > FILE` on a full disk ends with one line, and without a trace of Python's end."""

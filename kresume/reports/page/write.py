@@ -91,7 +91,7 @@ def write_report(path: str, against: str | None = None, out: str | None = None) 
         return written
     except OSError as error:
         raise RunError(
-            f"{target} cannot be written ({refusals.reason(error)}): make room, or give another file with {option('out')}"
+            f"{target} cannot be written ({refusals.reason(error)}): {refusals.way_on(error)} another file with {option('out')}"
         ) from error
 
 
@@ -113,7 +113,8 @@ def write_evaluation(evaluation: Evaluation, path: Path | str) -> Path | str:
             push(Path(path))
     except OSError as error:
         raise RunError(
-            f"{path} cannot be written ({refusals.reason(error)}): make room, or give another file with {option('report')}"
+            f"{path} cannot be written ({refusals.reason(error)}): {refusals.way_on(error)} another file with "
+            f"{option('report')}"
         ) from error
     return path
 
