@@ -7,6 +7,7 @@ hashes, nowhere = hashes_in(read_drop("drop.txt"), remembered, prepared)
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from kresume.images.sources.moves import Moves
 from kresume.spelling import option
 from kresume.storage import locations, one_file
 from kresume.values.decode_spec import spec_of_key
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def remap(manifest: Manifest | None, moves: Moves, moved: Collection[str] = ()) -> Manifest | None:
@@ -37,23 +41,13 @@ def remap(manifest: Manifest | None, moves: Moves, moved: Collection[str] = ()) 
         UsageError: no recorded path, and no path of a list, is in a folder.
     """
     for given, old, new in moves.absolute:
-        import pyarrow as pa
-        import pyarrow.compute as compute
-
         if manifest is None:
             if given not in moved:
                 raise UsageError(
                     f"{option('remap', f'{given}={new}')}: no image of a list is in {given}, and no images are recorded"
                 )
             continue
-        table, count = manifest.table, 0
-        # A prefix ends where a folder's name ends: /data/old does not match /data/older/cat.jpg.
-        column = table.column("path")
-        inside = compute.or_(compute.starts_with(column, pattern=f"{old}/"), compute.equal(column, old))
-        count = compute.sum(inside).as_py() or 0
-        replaced = compute.binary_replace_slice(column, 0, len(old.encode()), new)
-        values = compute.if_else(inside, replaced, column)
-        table = table.set_column(table.column_names.index("path"), pa.field("path", pa.string()), values)
+        table, count = with_folder(manifest.table, old, new)
         if not count and given not in moved:
             first = manifest.paths(np.zeros(1, np.int64))[0] if len(manifest) else "none"
             raise UsageError(
@@ -61,6 +55,20 @@ def remap(manifest: Manifest | None, moves: Moves, moved: Collection[str] = ()) 
             )
         manifest = Manifest.from_table(table, manifest.classes)
     return manifest
+
+
+def with_folder(table: pa.Table, old: str, new: str) -> tuple[pa.Table, int]:
+    """Replaces the folder of the paths that are in it; returns the table and how many there are."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    # A prefix ends where a folder's name ends: /data/old does not match /data/older/cat.jpg.
+    column = table.column("path")
+    inside = compute.or_(compute.starts_with(column, pattern=f"{old}/"), compute.equal(column, old))
+    replaced = compute.binary_replace_slice(column, 0, len(old.encode()), new)
+    values = compute.if_else(inside, replaced, column)
+    table = table.set_column(table.column_names.index("path"), pa.field("path", pa.string()), values)
+    return table, compute.sum(inside).as_py() or 0
 
 
 Drop = Mapping[str, tuple[str, ...]]

@@ -66,7 +66,7 @@ def without_missing(
         ImagesError: if images are missing and the policy does not allow it.
     """
     given = given or {}
-    files = _files_now(manifest)
+    files = files_now(manifest)
     gone = files[:, 0] == GONE
     recorded = np.stack([manifest.table.column(name).to_numpy() for name in VERSION], axis=1)
     places = manifest.table.select(["path", "offset", "length"]).to_pydict().values()
@@ -123,10 +123,10 @@ def are_there(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
     import pyarrow as pa
 
     some = Manifest.from_table(manifest.table.take(pa.array(rows)), manifest.classes)
-    return np.asarray(_files_now(some)[:, 0] != GONE)
+    return np.asarray(files_now(some)[:, 0] != GONE)
 
 
-def _files_now(manifest: Manifest) -> np.ndarray:
+def files_now(manifest: Manifest) -> np.ndarray:
     """Returns the version of the file of each row, `(n, 3) int64`; `GONE` if there is none.
 
     Each folder is listed once; no file is opened.

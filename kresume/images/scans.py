@@ -77,14 +77,22 @@ def write_scan(folder: Path, scan: Scan) -> None:
     Raises:
         OSError: if writing fails; then the file does not exist.
     """
-    path = folder / f"epoch-{scan.epoch:04d}.parquet"
-    facts = {"format": FORMAT, "epoch": scan.epoch, "removed": list(scan.removed), "digest": scan.digest}
     try:
-        write_table(path, scan.added, MARK, facts)
+        replace_scan(folder, scan)
     except OSError:
         # Writing may fail after the file has its name. The next process must not find a scan that was not trained on.
-        path.unlink(missing_ok=True)
+        _path(folder, scan).unlink(missing_ok=True)
         raise
+
+
+def replace_scan(folder: Path, scan: Scan) -> None:
+    """Writes a scan atomically; if that fails, the one of the same epoch stays."""
+    facts = {"format": FORMAT, "epoch": scan.epoch, "removed": list(scan.removed), "digest": scan.digest}
+    write_table(_path(folder, scan), scan.added, MARK, facts)
+
+
+def _path(folder: Path, scan: Scan) -> Path:
+    return folder / f"epoch-{scan.epoch:04d}.parquet"
 
 
 def read_scans(folder: Path) -> dict[int, Scan]:

@@ -84,9 +84,11 @@ class ImageOptions(Options):
         metavar="FILE",
     )
     remap: tuple[str, ...] | None = option_of(
-        "Where remembered images, or those of a list, have moved: how their paths began before and begin now. Repeatable.",
+        "Where remembered images, those of a list, or those of an interrupted run have moved: how their paths began before "
+        "and begin now. Repeatable.",
         IMAGES,
         metavar="OLD=NEW",
+        may_differ=True,
     )
     on_missing: Literal["error", "drop", "cache"] | None = option_of(
         "Remembered images whose files are gone: stop with an error, drop them, or train on them from the cache. Default "

@@ -24,7 +24,7 @@ from kresume.options.lookup import MAY_DIFFER
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
 
-OF_ONE_HOST = MAY_DIFFER - {"devices", "num_processes"}
+OF_ONE_HOST = MAY_DIFFER - {"devices", "num_processes", "remap"}
 """Options that may differ between the processes of a training. The files of `--import` are compared by their content."""
 ABSENT = "not given"
 

@@ -65,8 +65,9 @@ def check_sources(config: TrainConfig, run: runs.Run, manifest: Manifest) -> Non
             continue
         raise ImagesError(
             f"none of the {counted(len(rows), 'image')} that {run.path} has from {source} is there, and "
-            f"{int(uncached[rows].sum()):,} of them are not in the cache: is its drive mounted? Restore them to continue, or "
-            f"give {option('on-missing', 'drop')} to go on without them"
+            f"{int(uncached[rows].sum()):,} of them are not in the cache: is its drive mounted? Restore them to continue, give "
+            f"{option('remap', 'OLD=NEW')} if their folder was moved or renamed, or {option('on-missing', 'drop')} to go on "
+            "without them"
         )
 
 

@@ -35,6 +35,7 @@ from kresume.training.closing import TrainResult
 from kresume.training.continuing import check_dropped, check_sources
 from kresume.training.create import create_run
 from kresume.training.finish import finish
+from kresume.training.moved import follow_moves
 from kresume.training.plan.decide import decide, list_named, load_checkpoint, update_data
 from kresume.training.plan.images import came_since
 from kresume.training.plan.teaching import take_teacher
@@ -106,7 +107,7 @@ def _train(config: TrainConfig, reporter: Reporter, stage: Stage | None) -> Trai
         reporter: prints what was decided, and progress.
         stage: copies the run to a bucket or a drive; None for a run on a disk.
     """
-    start = start_or_continue(config)
+    start = follow_moves(start_or_continue(config), reporter)
     reporter.say(f"run:      {start.path}{_where_it_dies(start.path)}")
     if stage is not None:
         reporter.say(f"stage:    in a folder below {root()}, copied behind the training")

@@ -175,6 +175,8 @@ def continue_run(run: runs.Run, config: TrainConfig) -> Start:
     free = {name: value for name, value in given(config).items() if name in MAY_DIFFER}
     # A run may come from anywhere: only this command can say that its code is trusted.
     held = TrainConfig(**{**run.record.options, "trust": None})
+    if "remap" in free:  # beside those of lists, which the run was begun with
+        free["remap"] = tuple(dict.fromkeys([*(held.remap or ()), *free["remap"]]))
     return Start(run.path, run, held.model_copy(update={**free, "out": config.out or str(run.path)}), config)
 
 

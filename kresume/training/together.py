@@ -37,6 +37,7 @@ from kresume.training.adjust import thaw
 from kresume.training.alike import check_alike, check_devices
 from kresume.training.closing import TrainResult
 from kresume.training.create import rooted
+from kresume.training.moved import follow_moves
 from kresume.training.plan.helping import PREPARE, help_out
 from kresume.training.start import Start, continue_run, start_or_continue
 
@@ -155,7 +156,7 @@ def _trained(config: TrainConfig, reporter: Reporter, create: Create, rebuild: R
     from kresume.training.finish import finish
     from kresume.training.loop.hold import open_session
 
-    start = start_or_continue(config)
+    start = follow_moves(start_or_continue(config), reporter)
     count = hosts.joined().count
     reporter.say(f"run:      {start.path}\nhosts:    {count} processes, this is the one that decides and writes")
     run = start.run or create(start, reporter)
