@@ -30,6 +30,8 @@ Reader = Callable[[np.ndarray], np.ndarray]
 T = TypeVar("T")
 Broken = Callable[[int, str], None]
 """Called once per manifest row whose file cannot be read, with the row and the reason."""
+Failed = Callable[[ImagesError], None]
+"""Called with the error that ends the reading: TensorFlow raises one of its own in place of it."""
 AHEAD = 2
 """Batches that are read while the model predicts the one before."""
 NONE_LEFT = "no training image can be read any more: check that their disk is available, and run again"
@@ -48,6 +50,7 @@ def training_dataset(
     targets: Callable[[Any], Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
     on_broken: Broken | None = None,
+    on_failed: Failed | None = None,
     varied: Varied | None = None,
     times: BatchTimes | None = None,
     process: Process = ALONE,
@@ -67,6 +70,7 @@ def training_dataset(
         input_shape: the shape of one picture as the model expects it; None for `(height, width, 3)`.
         on_broken: if given, the next image of the order replaces an unreadable one, and this is called. If None, an
             unreadable file raises an error.
+        on_failed: called with the error if no image can be read.
         varied: if given, replaces half of the pictures by the same pictures resized with another interpolation.
         times: if given, notes when each batch is ready.
         process: which process this is; it reads its share of each batch.
@@ -79,7 +83,7 @@ def training_dataset(
     share = process.share(order.batch_size)
     batch = share.stop - share.start
 
-    stand_in = None if on_broken is None else StandIn(reader, rows, order, on_broken)
+    stand_in = None if on_broken is None else StandIn(reader, rows, order, on_broken, on_failed)
 
     def read(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         position, indices = int(step) * order.batch_size + share.start, order.batch(int(step))[share]
@@ -152,13 +156,17 @@ class StandIn:
         rows: the manifest's training rows.
         order: gives indices into them.
         on_broken: called once per unreadable row.
+        on_failed: called with the error if none is readable.
     """
 
-    def __init__(self, reader: Any, rows: np.ndarray, order: Order, on_broken: Broken) -> None:
+    def __init__(
+        self, reader: Any, rows: np.ndarray, order: Order, on_broken: Broken, on_failed: Failed | None = None
+    ) -> None:
         self._reader = reader
         self._rows = rows
         self._order = order
         self._on_broken = on_broken
+        self._on_failed = on_failed
         self._broken: set[int] = set()
         self._lock = threading.Lock()
 
@@ -187,7 +195,10 @@ class StandIn:
             if not wrong:
                 return index, pictures[0]
             self._say(row, wrong[0])
-        raise ImagesError(NONE_LEFT)
+        error = ImagesError(NONE_LEFT)
+        if self._on_failed is not None:
+            self._on_failed(error)
+        raise error
 
     def _say(self, row: int, reason: str) -> None:
         with self._lock:

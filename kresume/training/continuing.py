@@ -43,6 +43,8 @@ def check_dropped(drop: str, manifest: Manifest, run: str) -> None:
 def check_sources(config: TrainConfig, run: runs.Run, manifest: Manifest) -> None:
     """Checks that no source of an interrupted run is gone as a whole, as on a drive that is not mounted.
 
+    With `--on-missing drop` a source may be, but not all that the run trains on.
+
     A single file that is gone is named when it is read, and leaves at the next epoch: an unattended run goes on. A whole
     source would leave in the same way, and with it all that the run was begun for.
 
@@ -52,12 +54,22 @@ def check_sources(config: TrainConfig, run: runs.Run, manifest: Manifest) -> Non
         manifest: its images.
 
     Raises:
-        ImagesError: none of the files of a source is there, and not all of its images are in the cache.
+        ImagesError: none of the files of a source is there, and not all of its images are in the cache; or no training image
+            can be read.
     """
-    if settings_of(config).on_missing == "drop" or _is_trained(run):
+    if _is_trained(run):
         return
     cache = open_cache(run.record.card.spec, settings_of(config).cache, cache_limit(config), writes=False)
     uncached = np.ones(len(manifest), bool) if cache is None else cache.find(manifest.sha256s) < 0
+    if settings_of(config).on_missing == "drop":
+        rows = manifest.train_rows()
+        if uncached[rows].all() and not are_there(manifest, rows).any():
+            raise ImagesError(
+                f"none of the {counted(len(rows), 'training image')} of {run.path} is there or in the cache, the first is "
+                f"{manifest.paths(rows[:1])[0]}: {option('on-missing', 'drop')} would leave nothing to train on. Restore them, "
+                f"or give {option('remap', 'OLD=NEW')} if their folder was moved or renamed"
+            )
+        return
     sources = np.array(manifest.table.column("source").to_pylist(), object)
     for source in sorted(set(sources[uncached].tolist())):
         rows = np.nonzero(sources == source)[0]

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -105,3 +107,27 @@ def test_a_folder_that_holds_none_of_the_images_is_refused(moved):
     with pytest.raises(ImagesError, match=r"none of the 24 images|hold other pictures"):
         run_training(out=str(moved / "run"), remap=[f"{moved / 'old'}={moved / 'wrong'}"], on_missing="drop")
     assert json.loads((moved / "run" / "run.json").read_text()) == before
+
+
+def test_a_run_without_any_training_image_says_so_before_it_begins(moved):
+    """--on-missing drop does not begin where no training image is left, and records no image as broken."""
+    with pytest.raises(
+        ImagesError, match=r"none of the 19 training images of .*run is there or in the cache.*--remap OLD=NEW"
+    ):
+        run_training(out=str(moved / "run"), on_missing="drop")
+    assert not runs.open_run(moved / "run").events(runs.BROKE)
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_images_that_are_all_unreadable_end_the_process_in_one_line(moved, step):
+    """An error within tf.data is one line without a traceback, and the process ends."""
+    shutil.rmtree(moved / "run")
+    shutil.copytree(moved / "whole", moved / "run")
+    make_interrupted(moved / "run", snapshot.list_snapshots(moved / "run" / "snapshots")[step][1].name)
+    (moved / "new").rename(moved / "old")
+    for file in (moved / "old").rglob("*.png"):
+        file.write_bytes(b"no picture")
+    command = [sys.executable, "-m", "kresume", "train", "--out", moved / "run", "--on-missing", "drop"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
+    assert ended.stderr.splitlines()[-1].startswith("kresume: no training image can be read any more")

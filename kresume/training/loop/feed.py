@@ -7,11 +7,13 @@ dataset = feed.dataset(manifest, order, step=412)
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kresume.backend import hosts
+from kresume.errors import ImagesError, KresumeError
 from kresume.evaluation.caches import open_cache
 from kresume.images import augment, inputs, pipeline
 from kresume.images.cache import Cache
@@ -40,6 +42,9 @@ class Feed:
         reporter: shown what is decoded.
         on_broken: called with (manifest, row, reason) from the threads that read, for a file that can no longer be read.
         writes: False writes nothing to the caches.
+
+    Attributes:
+        failed: the error of reading that ended a dataset, None if there is none.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Feed:
         self._seed = seed
         self._reporter = reporter
         self._on_broken = on_broken
+        self.failed: ImagesError | None = None
         self._specs = [card.spec, other_spec(card.spec)] if settings.vary_interpolation else [card.spec]
         self._caches = [open_cache(spec, settings.cache, limit_bytes, writes=writes) for spec in self._specs]
         self._readers: list[PictureReader] = []
@@ -94,6 +100,29 @@ class Feed:
         """Says that a file can no longer be read."""
         self._on_broken(manifest, row, reason)
 
+    def tell_failed(self, reason: str) -> None:
+        """Keeps the error that ended the reading, without the frames of the thread that read."""
+        self.failed = ImagesError(reason)
+
+    @contextlib.contextmanager
+    def own_errors(self) -> Iterator[None]:
+        """Raises the error of reading in place of TensorFlow's, which has a traceback as its message.
+
+        Raises:
+            ImagesError: no training image can be read.
+        """
+        failed = None
+        try:
+            yield
+        except KresumeError:
+            raise
+        except Exception:
+            if self.failed is None:
+                raise
+            failed = self.failed
+        if failed is not None:  # raised outside of `except`, where TensorFlow's error would keep the iterators
+            raise failed
+
     def dataset(self, manifest: Manifest, order: Order, step: int) -> Any:
         """Returns an endless `tf.data.Dataset` of batches.
 
@@ -120,6 +149,7 @@ class Feed:
             augment=self._augment,
             targets=self._to_targets,
             on_broken=lambda row, reason: feed.tell_broken(reader.manifest, row, reason),
+            on_failed=lambda error: feed.tell_failed(str(error)),
             varied=Varied(others[0], self._seed) if others else None,
             times=batch_times(),
             process=hosts.this(),

@@ -188,7 +188,7 @@ class Session:
         others = watchers(self.config, self.run.record.rate)
         teaching = parent_teaches(self.model, record.teaching, read_teacher(self.run), self.loss.head, self.config)
         profiles = profiled(self.config, self.run.path, self.reporter)
-        with teaching as prepared, profiles as profilers, self._make_narrator(keeper) as narrator:
+        with teaching as prepared, profiles as profilers, self._make_narrator(keeper) as narrator, feed.own_errors():
             fit(
                 self.model,
                 dataset_from,
