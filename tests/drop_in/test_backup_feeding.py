@@ -593,6 +593,7 @@ class Reads(Validated):
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("kill", [6, 2 * STEPS])
+@pytest.mark.sample("6")
 def test_other_readers_of_the_data_read_whole_epochs(model, tmp_path, kill):
     """Continued within an epoch, the data began for validation and for callbacks, too, where the training continued."""
     feed = Feed("", ours, OURS, epochs=3)
@@ -809,6 +810,7 @@ def test_a_cache_keeps_the_order_of_the_first_epoch(model, tmp_path, capfd, kind
 @pytest.mark.optimized_graphs  # what tf.data adds fills a cache
 @pytest.mark.parametrize("freq", [1, 2])
 @pytest.mark.parametrize("trained", ["the first part", "the rest"])
+@pytest.mark.sample("the first part-1", "the rest-2")
 def test_a_cache_of_which_training_and_validation_are_parts(model, tmp_path, capfd, trained, freq):
     """The one that reaches its end fills it: validation in its first one, or training in the first epoch."""
 

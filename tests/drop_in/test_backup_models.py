@@ -528,6 +528,7 @@ def test_a_model_of_another_keras_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("ours", ["image_dataset", "resumable"])
+@pytest.mark.sample("image_dataset")
 def test_shuffled_validation_data_of_kresume_go_on_in_their_order(tmp_path, pictures, ours):
     """They begin each validation where the last one ended, so a continued training validates on the same batches."""
 

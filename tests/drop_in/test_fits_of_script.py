@@ -254,6 +254,7 @@ def test_a_fit_that_is_called_from_two_lines_says_how_to_continue(run, capsys):
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.sample("2")
 def test_a_backup_ahead_of_the_requested_epochs_stays(run, tmp_path, capsys, epochs):
     """Fewer epochs than a killed training had begun trained nothing, and then removed its backup."""
     code = "train(model, 1e-2, True, {}, 1)".format

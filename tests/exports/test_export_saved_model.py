@@ -649,6 +649,7 @@ def test_nothing_heavy_is_imported_before_the_backend_is_chosen():
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.sample("mixed_float16")
 def test_a_grown_head_is_exported_with_its_new_class(tmp_path, pictures, policy):
     """A head grown to a fourth class exports four labels, and the old rows predict as before.
 

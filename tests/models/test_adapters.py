@@ -163,6 +163,7 @@ KINDS = ["adapted", "in_part"]
 
 
 @pytest.mark.parametrize("kind", few_under_jax(KINDS, KINDS[:1]))
+@pytest.mark.sample("adapted")
 def test_a_run_continues_exactly_and_its_child_trains_the_same_weights(tmp_path, pictures, kind):
     """Killed, also with layers that train later, it ends with the same bits; no frozen weight changes."""
     (tmp_path / "own.py").write_text(OWN)

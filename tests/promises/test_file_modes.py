@@ -21,6 +21,7 @@ def others_than(folder, file, directory):
 
 @pytest.mark.one_backend(trains=True)  # under JAX a process of the test session exports, which has its own umask
 @pytest.mark.parametrize(("umask", "file", "directory"), [(0o022, 0o644, 0o755), (0o007, 0o660, 0o770)])
+@pytest.mark.sample("7-432-504")
 def test_the_umask_decides_who_may_read(tmp_path, pictures, umask, file, directory):
     """No file of a run, an export, a backup or the cache is private unless the umask says so."""
     import keras

@@ -91,6 +91,7 @@ AVERAGED = [
 
 @pytest.mark.one_backend(trains=True)  # what is averaged are arrays
 @pytest.mark.parametrize(("options", "kills"), AVERAGED)
+@pytest.mark.sample("options1-kills1")
 def test_an_averaged_run_continues_exactly(tmp_path, place, options, kills):
     """Killed at any snapshot, also after training, it ends with the same bits."""
     arguments = {**OPTIONS, "checkpoint": str(place / "parent"), "add": [str(place / "more")], "grow": True, **options}

@@ -164,6 +164,7 @@ THAWS = [
 
 
 @pytest.mark.parametrize(("optimizer", "kills"), few_under_jax(THAWS, THAWS[:1]))
+@pytest.mark.sample("optimizer0-kills0")
 def test_a_run_that_thaws_continues_exactly(tmp_path, place, optimizer, kills):
     """Killed before and after the epoch in which layers begin to train, and at the end, it ends with the same bits."""
     options = {**OPTIONS, "epochs": 3, "freeze": ["conv*"], "unfreeze_at": 1, **optimizer}
@@ -206,6 +207,7 @@ def test_a_run_that_thaws_leaves_a_whole_parent(tmp_path, place):
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("average", [None, "0.5"])
+@pytest.mark.sample("0.5")
 def test_the_best_epoch_may_be_one_before_the_thaw(tmp_path, place, monkeypatch, average):
     """Its weights are the result, averaged or not, in a model whose layers all train by now."""
     from kresume.evaluation.live import LiveScorer

@@ -119,6 +119,7 @@ def test_a_run_without_any_training_image_says_so_before_it_begins(moved):
 
 
 @pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.sample("3")
 def test_images_that_are_all_unreadable_end_the_process_in_one_line(moved, step):
     """An error within tf.data is one line without a traceback, and the process ends."""
     shutil.rmtree(moved / "run")

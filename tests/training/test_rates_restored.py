@@ -257,6 +257,7 @@ def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, picture
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.sample("mixed_float16")
 def test_a_schedule_that_goes_on_is_in_the_result_and_in_its_exports(pictures, tmp_path, precision):
     """Plain Keras trains on at the rate of the next step; kresume continues the schedule from the file alone, too."""
     keras.config.set_dtype_policy(precision)

@@ -31,6 +31,7 @@ TAUGHT = [
 
 
 @pytest.mark.parametrize(("options", "kills"), few_under_jax(TAUGHT, TAUGHT[:1]))
+@pytest.mark.sample("options0-kills0")
 def test_a_taught_run_continues_exactly(tmp_path, place, options, kills):
     """Killed at any snapshot, it ends with the same bits: its teacher is in the run."""
     arguments = {**OPTIONS, "checkpoint": str(place / "parent"), "add": [str(place / "more")], "grow": True, **options}

@@ -73,6 +73,7 @@ TRIED = [
 
 
 @pytest.mark.parametrize("options", few_under_jax(TRIED, TRIED[1:]))
+@pytest.mark.sample("options0")
 def test_a_trial_changes_no_bit(tmp_path, place, tried, monkeypatch, options):
     """Weights, slots, seeds, averages and scores are those of a run without a trial."""
     monkeypatch.chdir(place)

@@ -393,6 +393,7 @@ GROWN = {
 
 @pytest.mark.one_backend(trains=True)  # what grows is the list of images
 @pytest.mark.parametrize("name", GROWN)
+@pytest.mark.sample("cache-off-float16-ema")
 def test_a_run_that_grew_continues_exactly(monkeypatch, tmp_path, name):
     """A grown run killed at any snapshot sees the same images in order, and its schedule ends at zero."""
     write_pictures(tmp_path / "old", 8, 0)
