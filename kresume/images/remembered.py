@@ -68,14 +68,14 @@ def without_missing(
     given = given or {}
     files = files_now(manifest)
     gone = files[:, 0] == GONE
-    recorded = np.stack([manifest.table.column(name).to_numpy() for name in VERSION], axis=1)
+    recorded = files_recorded(manifest)
     places = manifest.table.select(["path", "offset", "length"]).to_pydict().values()
     now = [given.get(key_of(*place)) for place in zip(*places, strict=True)]
     held = np.array([sha or "" for sha in now], "S64")  # what the place of each image holds, as far as it was given
     changed = ~gone & (files != recorded).any(axis=1) & (held == b"")
     rows = np.nonzero(changed)[0]
-    held[rows] = _contents(manifest, rows, files, spec, cache, reporter, writes=writes)
-    manifest = _with_files(manifest, rows[held[rows] == manifest.sha256s[rows]], files)
+    held[rows] = contents_now(manifest, rows, files, spec, cache, reporter, writes=writes)
+    manifest = with_files(manifest, rows[held[rows] == manifest.sha256s[rows]], files)
     replaced = ~gone & (held != manifest.sha256s) & (changed | (held != b""))
     missing = np.nonzero(gone | replaced)[0]
     missing = missing[~np.isin(manifest.sha256s[missing], np.array(sorted(set(given.values())), "S64"))]
@@ -152,7 +152,12 @@ def files_now(manifest: Manifest) -> np.ndarray:
     return np.array([found.get(path, (GONE, GONE, GONE)) for path in paths], np.int64).reshape(-1, 3)
 
 
-def _contents(
+def files_recorded(manifest: Manifest) -> np.ndarray:
+    """Returns the recorded version of the file of each row, `(n, 3) int64`."""
+    return np.stack([manifest.table.column(name).to_numpy() for name in VERSION], axis=1)
+
+
+def contents_now(
     manifest: Manifest,
     rows: np.ndarray,
     files: np.ndarray,
@@ -180,7 +185,7 @@ def _contents(
     return np.array([hashes.get(found.key, "") for found in listed], "S64")
 
 
-def _with_files(manifest: Manifest, rows: np.ndarray, files: np.ndarray) -> Manifest:
+def with_files(manifest: Manifest, rows: np.ndarray, files: np.ndarray) -> Manifest:
     """Returns the manifest with today's versions of the files of these rows."""
     if not len(rows):
         return manifest

@@ -7,11 +7,8 @@ Contents decide the bits of a result, and paths do not: no digest of a manifest 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,8 +16,7 @@ from kresume import runs
 from kresume.errors import ImagesError, RunError, UsageError
 from kresume.images import corrections, scans
 from kresume.images.manifest import Manifest
-from kresume.images.remembered import GONE, VERSION, files_now
-from kresume.images.sources.found import STREAM_CODINGS, Found
+from kresume.images.remembered import GONE, are_there, contents_now, files_now, files_recorded, with_files
 from kresume.images.sources.moves import Moves
 from kresume.lock import Lock
 from kresume.options.settings import settings_of
@@ -30,11 +26,7 @@ from kresume.spelling import counted, option
 from kresume.storage import locations
 from kresume.training.start import Start, continue_run
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 SOURCES = ("data", "add", "val")
-THREADS = 8
 
 
 def follow_moves(start: Start, reporter: Reporter) -> Start:
@@ -81,7 +73,8 @@ def _move(run: runs.Run, pair: str, old: str, new: str, config: TrainConfig, rep
     if not count and not sources:
         _check_known(run, pair, old, new, tables.values())
         return run
-    checked = {key: _checked(*each, trained, (run, pair, new), config) for key, each in moved.items() if len(each[1])}
+    told = (run, pair, new)
+    checked = {key: _checked(*each, trained, told, config, reporter) for key, each in moved.items() if len(each[1])}
     for key, table in checked.items():
         if key:
             scans.replace_scan(run.path / scans.FOLDER, replace(recorded[key], added=table.table))
@@ -104,21 +97,24 @@ def _moved(manifest: Manifest, old: str, new: str) -> tuple[Manifest, np.ndarray
 
     table = manifest.table
     after, _ = corrections.with_folder(table, old, new)
-    before = table.column("path").to_pylist()
-    paths = np.array(after.column("path").to_pylist(), object)
-    inside = np.nonzero(paths != np.array(before, object))[0]
+    taken, paths = (np.array(each.column("path").to_pylist(), object) for each in (table, after))
+    inside = np.nonzero(paths != taken)[0]
     if not len(inside):
         return manifest, inside
-    gone = files_now(Manifest.from_table(after.take(pa.array(inside)), manifest.classes))[:, 0] == GONE
-    here = files_now(Manifest.from_table(table.take(pa.array(inside)), manifest.classes))[:, 0] != GONE
-    rows = inside[~(gone & here)]
-    taken = np.array(before, object)
+    rows = inside[are_there(Manifest.from_table(after, manifest.classes), inside) | ~are_there(manifest, inside)]
     taken[rows] = paths[rows]
-    return Manifest.from_table(_with(table, "path", taken.tolist()), manifest.classes), rows
+    index = table.column_names.index("path")
+    table = table.set_column(index, table.schema.field("path"), pa.array(taken.tolist(), pa.string()))
+    return Manifest.from_table(table, manifest.classes), rows
 
 
 def _checked(
-    manifest: Manifest, rows: np.ndarray, trained: np.ndarray, told: tuple[runs.Run, str, str], config: TrainConfig
+    manifest: Manifest,
+    rows: np.ndarray,
+    trained: np.ndarray,
+    told: tuple[runs.Run, str, str],
+    config: TrainConfig,
+    reporter: Reporter,
 ) -> Manifest:
     """Returns the manifest with the moved files' versions; compares the content of those that differ.
 
@@ -127,13 +123,12 @@ def _checked(
     """
     import pyarrow as pa
 
-    (run, pair, new), table = told, manifest.table
-    part = Manifest.from_table(table.take(pa.array(rows)), manifest.classes)
+    run, pair, new = told
+    part = Manifest.from_table(manifest.table.take(pa.array(rows)), manifest.classes)
     files = files_now(part)
     there = files[:, 0] != GONE
-    recorded = np.stack([part.table.column(name).to_numpy() for name in VERSION], axis=1)
-    looked = np.nonzero(there & (files != recorded).any(axis=1))[0]
-    held = np.array(_sha256s(part.found(looked)), "S64")
+    looked = np.nonzero(there & (files != files_recorded(part)).any(axis=1))[0]
+    held = contents_now(part, looked, files, run.record.card.spec, None, reporter, writes=False)
     other = looked[held != part.sha256s[looked]]
     used = other[np.isin(part.sha256s[other], trained)]
     given = option("remap", pair)
@@ -148,47 +143,9 @@ def _checked(
             f"the first is {part.paths(used[:1])[0]}: give the folder of the same images, or restore them"
         )
     same = np.setdiff1d(looked, other)
-    for column, name in enumerate(VERSION):
-        values = table.column(name).to_numpy().copy()
-        values[rows[same]] = files[same, column]
-        table = _with(table, name, values)
-    return Manifest.from_table(table, manifest.classes)
-
-
-def _sha256s(listed: list[Found]) -> list[str]:
-    """Returns the SHA-256 of each picture; empty for one that cannot be read."""
-    hashes = [""] * len(listed)
-    packed: dict[tuple[str, str], list[int]] = {}
-    for index, found in enumerate(listed):
-        if found.coding in STREAM_CODINGS:
-            packed.setdefault((found.path, found.coding), []).append(index)
-    plain = [index for index, found in enumerate(listed) if found.coding not in STREAM_CODINGS]
-    with ThreadPoolExecutor(THREADS) as pool:
-        for index, sha256 in zip(plain, pool.map(_sha256, [listed[index] for index in plain]), strict=True):
-            hashes[index] = sha256
-    for (path, coding), inside in packed.items():
-        inside.sort(key=lambda index: listed[index].offset)
-        ranges = [(listed[index].offset, listed[index].length) for index in inside]
-        for index, sha256 in zip(inside, _of_stream(path, coding, ranges), strict=False):
-            hashes[index] = sha256
-    return hashes
-
-
-def _sha256(found: Found) -> str:
-    try:
-        data = locations.read_range(found.path, found.offset, found.length, found.coding)
-    except (OSError, EOFError, ImagesError):
-        return ""
-    return hashlib.sha256(data).hexdigest()
-
-
-def _of_stream(path: str, coding: str, ranges: list[tuple[int, int]]) -> Iterator[str]:
-    """Yields the SHA-256s of ranges of an archive compressed as a whole; ends at an unreadable one."""
-    try:
-        for data in locations.read_stream(path, coding, ranges):
-            yield hashlib.sha256(data).hexdigest()
-    except (OSError, EOFError):
-        return
+    now = np.zeros((len(manifest), files.shape[1]), np.int64)
+    now[rows] = files
+    return with_files(manifest, rows[same], now)
 
 
 def _check_known(run: runs.Run, pair: str, old: str, new: str, tables: Iterable[Manifest]) -> None:
@@ -220,11 +177,3 @@ def _moved_sources(run: runs.Run, old: str, new: str) -> dict[str, list[str]]:
 
 def _inside(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder}/")
-
-
-def _with(table: pa.Table, name: str, values: Any) -> pa.Table:
-    """Returns the table with other values in one column."""
-    import pyarrow as pa
-
-    index = table.column_names.index(name)
-    return table.set_column(index, table.schema.field(name), pa.array(values, table.schema.field(name).type))

@@ -36,4 +36,5 @@ def take(config, items) -> None:
     if wrong := {test: names - seen[test] for test, names in named.items() if names - seen[test]} if whole else {}:
         raise pytest.UsageError(f"marks `sample` name cases that do not exist: {wrong}")
     config.hook.pytest_deselected(items=left)
-    items[:] = [item for item in items if item not in set(left)]
+    gone = set(left)
+    items[:] = [item for item in items if item not in gone]
