@@ -28,12 +28,12 @@ from kresume.models.outputs import output_count, read_outputs
 from kresume.models.own_code import OwnCode
 from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
-from kresume.reporter import Reporter
 from kresume.training.adjust import rebuild
 from kresume.training.preview import make_plan
 from kresume.values.loss import Loss
 from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import CLASSES, photo
+from tests.helpers.reporters import Warned
 from tests.helpers.runs import kill_at_every_snapshot, run_training
 
 SIDE = 6
@@ -519,21 +519,10 @@ def test_a_loss_that_nobody_can_make_is_named(form, script, pictures, quiet, tmp
     assert "special" not in evaluate(path, pictures / "old").note
     if form != "by name":
         return
-    said = Said()
+    said = Warned()
     export(path, tmp_path / "out", format="keras", reporter=said)
-    assert any("special" in line and "compiled with sparse_categorical_crossentropy" in line for line in said.lines)
-    assert any("metrics are not in the export: auc" in line for line in said.lines)
-
-
-class Said(Reporter):
-    """A reporter that keeps its warnings."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def warn(self, text):
-        self.lines.append(text)
+    assert any("special" in line and "compiled with sparse_categorical_crossentropy" in line for line in said.warnings)
+    assert any("metrics are not in the export: auc" in line for line in said.warnings)
 
 
 def _rewrite(path, change):

@@ -16,25 +16,14 @@ from kresume.images.cache import Cache
 from kresume.images.file_index import INDEX_NAME
 from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
-from kresume.reporter import Reporter
 from kresume.storage import atomic, refusals
 from kresume.training.loop.writer import RunWriter
 from kresume.training.snapshot_policy import Retention
 from kresume.values.decode_spec import DecodeSpec
+from tests.helpers.reporters import Warned
 from tests.helpers.runs import TINY, trained
 
 SPEC = DecodeSpec(10, 10)
-
-
-class Warned(Reporter):
-    """A reporter that keeps its warnings."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.warnings = []
-
-    def warn(self, text):
-        self.warnings.append(text)
 
 
 @pytest.fixture
