@@ -37,9 +37,8 @@ from kresume.values.state import TrainState
 if TYPE_CHECKING:
     from kresume.training.loop.session import Session
 
-SHARES = (0.0, 0.25, 0.5, 0.75)
-"""The shares that `auto` tries: few enough that the best of them is not the luckiest. 0 is scored again, because the scores of
-an epoch may be with statistics of fewer images."""
+SHARES = (0.25, 0.5, 0.75)
+"""The shares that `auto` tries beside 0, the result as it was trained: few enough that the best of them is not the luckiest."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +88,15 @@ def average(session: Session, step: int, scores: Mapping[str, Any]) -> Tried | N
         between.assign(0.0)
         _not_averaged(session, str(error))
         return None
-    best = _best(session, tried)
-    between.assign(best.share if best is not None else 0.0)
-    if best is None:
+    by_share = {0.0: scores} | {each.share: each.scores for each in tried}
+    share = _best(session, by_share)
+    between.assign(share or 0.0)
+    if share is None:
         _not_averaged(session, "its predictions are no numbers")
         return None
-    _tell(session, scores, tried, best)
-    if not best.share:
+    _tell(session, by_share, share)
+    best = next((each for each in tried if each.share == share), None)
+    if best is None:
         return None
     session.scored = best.scored
     _write(session, trained, best)
@@ -127,31 +128,32 @@ def _scored(session: Session, between: Between, step: int) -> Iterator[Tried]:
         yield Tried(share, scores, replace(scored, step=step))
 
 
-def _best(session: Session, tried: list[Tried]) -> Tried | None:
+def _best(session: Session, by_share: Mapping[float, Mapping[str, Any]]) -> float | None:
     """Returns the share to use; None if no predictions are numbers.
 
-    What meets the gates is better than what does not. Then the metric decides, and of equals the smallest share.
+    What meets the gates is better than what does not. Then the metric decides, and of equals the smallest share. The result as
+    it was trained has the scores that its epoch had, because those are what it would be delivered with.
     """
-    usable = [each for each in tried if math.isfinite(each.scores["all"]["loss"] or 0.0)]
+    asked = [share for share in by_share if share or session.average == "auto"]
+    usable = [share for share in asked if math.isfinite(by_share[share]["all"]["loss"] or 0.0)]
     name, before = chooser(session.config), session.run.record.before
     sign = 1.0 if better(name, session.config.metric or ()) == "max" else -1.0
 
     def worth(scores: Mapping[str, Any]) -> tuple[bool, float]:
         return not session.gates.failures(scores, before), sign * flatten(scores).get(name, -sign * math.inf)
 
-    return max(usable, key=lambda each: worth(each.scores), default=None)
+    return max(usable, key=lambda share: worth(by_share[share]), default=None)
 
 
-def _tell(session: Session, own: Mapping[str, Any], tried: list[Tried], best: Tried) -> None:
+def _tell(session: Session, by_share: Mapping[float, Mapping[str, Any]], best: float) -> None:
     """Shows and records what each share gives."""
     name = chooser(session.config)
-    values = {0.0: flatten(own).get(name)} | {each.share: flatten(each.scores).get(name) for each in tried}
+    values = {share: flatten(scores).get(name) for share, scores in by_share.items()}
     shown = ", ".join(f"{in_percent(each)} {value:.4g}" for each, value in values.items() if value is not None)
     why = f" ({name}: {shown})" if shown else ""
     chosen = "chosen: " if session.average == "auto" else ""
-    session.reporter.say(f"average: {chosen}{in_percent(best.share)} of the checkpoint's weights{why}")
-    by_share = {f"{each:g}": value for each, value in values.items()}
-    session.run.event("averaged", share=best.share, metric=name, tried=by_share)
+    session.reporter.say(f"average: {chosen}{in_percent(best)} of the checkpoint's weights{why}")
+    session.run.event("averaged", share=best, metric=name, tried={f"{each:g}": value for each, value in values.items()})
 
 
 def _write(session: Session, trained: TrainState, best: Tried) -> None:

@@ -185,8 +185,11 @@ def test_all_that_reads_a_run_reads_the_average(tmp_path, place):
 
 @pytest.mark.one_backend(trains=True)
 def test_auto_chooses_what_scores_best_within_the_gates(tmp_path, place, monkeypatch):
-    """The metric of `--monitor` decides among those that meet the gates; of equals the smallest share is taken."""
-    values = {0.0: 0.1, 0.25: 0.6, 0.5: 0.8, 0.75: 0.8}
+    """The metric of `--monitor` decides among those that meet the gates; of equals the smallest share is taken.
+
+    What was trained has the scores of its epoch, with which it would be delivered, in the choice and in the line.
+    """
+    values = {0.25: 1.6, 0.5: 1.8, 0.75: 1.8}
     assigned = []
     assign, score = averaging.Between.assign, averaging.score_model
 
@@ -202,13 +205,19 @@ def test_auto_chooses_what_scores_best_within_the_gates(tmp_path, place, monkeyp
 
     monkeypatch.setattr(averaging.Between, "assign", remembering)
     monkeypatch.setattr(averaging, "score_model", scored)
-    for gates, wanted in (({}, 0.5), ({"require": ["old.accuracy>=0.99"]}, 0.25)):
+    for gates, wanted in (({}, 0.5), ({"require": ["old.accuracy>=0.99"]}, 0.25), ({}, 0.0)):
         assigned.clear()
+        values.update({} if wanted else dict.fromkeys(values, -1.0))
         arguments = {**OPTIONS, "add": [str(place / "new")], "monitor": "val_accuracy", "average": "auto", **gates}
         result = run_training(str(place / "parent"), out=str(tmp_path / f"{wanted}"), **arguments)
-        assert assigned == [0.0, 0.25, 0.5, 0.75, wanted]
-        assert runs.open_run(result.run).record.result.average == wanted
+        assert assigned == [0.25, 0.5, 0.75, wanted]
+        run = runs.open_run(result.run)
+        assert (run.record.result.average or 0.0) == wanted
         assert result.status == "accepted"
+        (event,) = run.events("averaged")
+        best = max(line["all"]["accuracy"] for line in runs.read_metrics(run.metrics))
+        assert event["tried"] == {"0": best, **{f"{share:g}": value for share, value in values.items()}}
+        assert wanted or result.after["all"]["accuracy"] == best
 
 
 @pytest.mark.one_backend(trains=True)

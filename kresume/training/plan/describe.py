@@ -21,7 +21,7 @@ from kresume.training.plan.freezing import describe_freezing
 from kresume.training.plan.judging import describe_noise
 from kresume.training.plan.notes import frozen_layers, notes_of, statistics_of_layers
 from kresume.training.plan.optimizer_changes import describe_optimizer
-from kresume.training.plan.parent import Parent
+from kresume.training.plan.parent import Live, Parent
 from kresume.training.plan.plan import Plan
 from kresume.training.start import Start
 from kresume.values.amount import Amount
@@ -107,12 +107,20 @@ def describe(
         shares=shares,
         per_class=manifest.per_class(generation),
         disk=describe_disk(live, len(manifest), data.card.spec, start.config, extends=parent is not None),
-        frozen=describe_freezing(freezing, live.model),
+        frozen=describe_freezing(freezing, live.model, begins=_begins_for_thawed(parent, live)),
         noise=describe_noise(manifest, generation),
         growth=loaded.growth.describe(manifest) if loaded.growth else "",
         average=describe_average(start.config, parent, int((~new[val]).sum())),
         precision=describe_precision(live.model),
     )
+
+
+def _begins_for_thawed(parent: Parent | None, live: Live) -> bool:
+    """Returns whether layers that the checkpoint froze have no slots there, unlike others."""
+    from kresume.models import slots
+
+    held = parent is not None and parent.run is not None and parent.run.held.exists()
+    return live.kept and not held and bool(slots.slot_lists(live.optimizer))
 
 
 def _left_out(metrics: Sequence[str]) -> str:

@@ -112,8 +112,14 @@ def _check_something_trains(freezing: Freezing, model: Any) -> None:
         )
 
 
-def describe_freezing(freezing: Freezing | None, model: Any) -> str:
-    """Describes what is frozen: `"12 of 14 layers for the first 2 epochs: conv2d, ..."`; may be empty."""
+def describe_freezing(freezing: Freezing | None, model: Any, *, begins: bool = False) -> str:
+    """Describes what is frozen: `"12 of 14 layers for the first 2 epochs: conv2d, ..."`; may be empty.
+
+    Args:
+        freezing: which layers, and until when; None freezes nothing.
+        model: built.
+        begins: says that layers which were frozen in the checkpoint have no optimizer state there.
+    """
     from kresume.models import freeze
 
     if freezing is None:
@@ -121,7 +127,8 @@ def describe_freezing(freezing: Freezing | None, model: Any) -> str:
     layers = {address: name for address, (name, layer) in freeze.layers_of(model).items() if layer._trainable_variables}
     names = [layers[address] for address in freezing.first if address in layers]
     if freezing.until == 0:
-        return f"none; {len(names):,} of {len(layers):,} layers were frozen in the checkpoint: {listed(names)}"
+        state = "; their optimizer state begins here" if begins else ""
+        return f"none; {len(names):,} of {len(layers):,} layers were frozen in the checkpoint: {listed(names)}{state}"
     if freezing.head_alone:
         count = len(freezing.always)
         normal = f"{count:,} layer{'s' * (count > 1)} of batch normalisation throughout" if count else ""
