@@ -190,11 +190,13 @@ def make_order(
             shares.
         generation: the run's generation: images added by it are new, all others are old.
 
+    Where all images are old, or all are new, an epoch uses each once: see `unmixed`.
+
     Returns:
         An order of indices into `manifest.train_rows()`.
 
     Raises:
-        UsageError: the options contradict each other, or there are no old or no new images to mix.
+        UsageError: the options contradict each other.
     """
     rows = manifest.train_rows()
     labels = manifest.labels[rows].astype(np.int64)
@@ -204,11 +206,8 @@ def make_order(
         raise UsageError(
             f"{option('mix', mix)} and {option('replay', replay)} both set the number of old images in an epoch: give one"
         )
-    if (ratio is not None or replay is not None) and (is_new.all() or not is_new.any()):
-        asked = option("mix", mix) if ratio is not None else option("replay", replay)
-        raise UsageError(
-            f"{asked}: all {len(rows):,} training images are {'new' if is_new.all() else 'old'}: leave it out"
-        )
+    if is_new.all() or not is_new.any():
+        ratio = replay = None
     keys = is_new * len(manifest.classes) + labels
     numbers, sizes = np.unique(keys, return_counts=True)
     of_new, of_class = numbers >= len(manifest.classes), numbers % len(manifest.classes)
@@ -224,6 +223,26 @@ def make_order(
         placed = np.lexsort((of_new, of_class) if whole_classes else (of_class, of_new))
     streams = [_Stream(int(numbers[at]), np.nonzero(keys == numbers[at])[0], float(shares[at])) for at in placed]
     return Mixture(seed, batch_size, streams, _shares(manifest, shares, of_new, of_class))
+
+
+def unmixed(manifest: Manifest, mix: str | None, replay: float | None, generation: int) -> str:
+    """Returns why old and new images are not mixed as asked; empty if they are.
+
+    For example `"--mix 1:1: all 126 training images are old"`.
+
+    Args:
+        manifest: the images.
+        mix: as in `make_order`.
+        replay: as in `make_order`.
+        generation: the run's generation.
+    """
+    if mix in {None, "concat"} and replay is None:
+        return ""
+    is_new = manifest.origins[manifest.train_rows()] >= generation
+    if is_new.any() and not is_new.all():
+        return ""
+    asked = option("replay", replay) if replay is not None else option("mix", mix)
+    return f"{asked}: all {len(is_new):,} training images are {'old' if not is_new.any() else 'new'}"
 
 
 def parse_mix(mix: str | None) -> tuple[float, float] | None:

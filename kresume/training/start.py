@@ -239,6 +239,8 @@ def _inherited(config: TrainConfig) -> TrainConfig:
         return config
     own = given(config)
     passed = INHERITED - set(own) - left_out(config)
+    if {"mix", "replay"} & set(own):  # both set the number of old images in an epoch
+        passed -= {"mix", "replay"}
     before = {name: value for name, value in run.record.options.items() if name in passed}
     if config.val and not run.record.options.get("val"):  # whose images validate, in place of a share of the new ones
         before.pop("val_split", None)

@@ -36,7 +36,7 @@ def build_quickly(*, optimized: bool = False) -> None:
     def with_plain_options(data):
         # A strategy's iterator that is destroyed while it reads ends the process by SIGSEGV, unless it reads from a prefetch,
         # which one of the optimisations adds. Only such iterators tell a number of devices.
-        shared = data.options().experimental_distribute.num_devices is not None
+        shared = data._options_attr.experimental_distribute.num_devices is not None
         return data if shared else data.with_options(plain)
 
     DatasetV2._apply_debug_options = with_plain_options  # each iterator calls it

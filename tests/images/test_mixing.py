@@ -1,5 +1,8 @@
 """Tests mixing of old and new: exact shares, no early repetition, no validation image, seekable."""
 
+import re
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +15,7 @@ from kresume.images import mixing
 from kresume.images.manifest import Manifest, schema
 from kresume.images.mixing import make_order, parse_mix
 from kresume.images.order import Order
-from tests.helpers.runs import TINY, kill_at_every_snapshot, trained
+from tests.helpers.runs import TINY, kill_at_every_snapshot, run_training, trained
 
 
 def table(labels, origins, is_val, classes):
@@ -195,8 +198,6 @@ def test_concat_is_the_plain_order():
         (("1", None, None), [0, 1], "give concat or OLD:NEW"),
         (("0:1", None, None), [0, 1], "both shares must be above 0"),
         (("1:1", 0.5, None), [0, 1], "both set the number of old images"),
-        (("1:1", None, None), [1, 1], "all 2 training images are new"),
-        ((None, 0.5, None), [0, 0], "all 2 training images are old"),
     ],
 )
 @pytest.mark.one_backend
@@ -204,6 +205,59 @@ def test_what_cannot_be_mixed_says_so(way, origins, words):
     """Each contradiction between options is one error."""
     with pytest.raises(UsageError, match=words):
         order_of(table([0, 0], origins, [False, False], ("a",)), way)
+
+
+@pytest.mark.one_backend
+def test_images_of_one_age_are_drawn_once_each():
+    """Where all are old, or all new, there is nothing to mix: the order is the plain one, and the reason can be told."""
+    for origins, age in (([0, 0], "old"), ([1, 1], "new")):
+        manifest = table([0, 0], origins, [False, False], ("a",))
+        for mix, replay, asked in (
+            ("1:3", None, "--mix 1:3"),
+            (None, 0.5, "--replay 0.5"),
+            ("concat", 0.5, "--replay 0.5"),
+        ):
+            assert order_of(manifest, (mix, replay, None)).take(0, 8).tolist() == Order(0, 2, 4).take(0, 8).tolist()
+            assert mixing.unmixed(manifest, mix, replay, 1) == f"{asked}: all 2 training images are {age}"
+    both = table([0, 0], [0, 1], [False, False], ("a",))
+    assert not mixing.unmixed(both, "1:3", None, 1)
+    assert not mixing.unmixed(both, None, None, 1)
+
+
+OLD = r"all 2\d training images are old"
+CHILDREN = [  # the parent's option, the child's, what is said of it
+    ({"mix": "1:1"}, {"epochs": 2}, f"note: .*{OLD}"),
+    ({"replay": 0.5}, {"epochs": 2}, f"note: .*{OLD}"),
+    ({"mix": "1:1"}, {"add": "new", "replay": 0.5}, ""),
+    ({"replay": 0.5}, {"add": "new", "mix": "1:2"}, ""),
+    ({"replay": 0.5}, {"add": "new"}, ""),
+    ({"mix": "1:1"}, {"mix": "1:1", "epochs": 2}, f"{OLD}: leave it out"),
+    ({"replay": 0.5}, {"replay": 0.2, "epochs": 2}, f"{OLD}: leave it out"),
+]
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_parents_mixture_stops_no_child(tmp_path, pictures):
+    """An option of the parent gives way to the child's own; where nothing is new, a note says that nothing is mixed."""
+    trained(tmp_path / "first", data=[str(pictures / "old")], **TINY)
+    begun = {"add": [str(pictures / "val")], "epochs": 1}
+    for option in ({"mix": "1:1"}, {"replay": 0.5}):
+        run_training(str(tmp_path / "first"), out=str(tmp_path / next(iter(option))), **begun, **option)
+    for parent, asked, words in CHILDREN:
+        sources = {"add": [str(pictures / asked["add"])]} if "add" in asked else {}
+        plan = partial(
+            kresume.plan, str(tmp_path / next(iter(parent))), trial=False, **{"lr": 1e-3, **asked, **sources}
+        )
+        if words.endswith("leave it out"):
+            with pytest.raises(UsageError, match=words):
+                plan()
+        elif words:
+            assert re.search(words, str(plan()))
+            assert plan().shares.images == plan().images["train"]
+        else:
+            assert "training images are old" not in str(plan())
+    result = run_training(str(tmp_path / "mix"), epochs=1, lr=1e-3, out=str(tmp_path / "again"))
+    assert runs.open_run(result.run).record.options["mix"] == "1:1"
 
 
 @pytest.mark.one_backend(trains=True)

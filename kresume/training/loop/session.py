@@ -18,10 +18,10 @@ import numpy as np
 from kresume import runs
 from kresume.backend import fingerprint, hosts, programs
 from kresume.checkpoints import snapshot
-from kresume.errors import KresumeError, NotFinite, Stopped, TrainingError, UsageError
+from kresume.errors import KresumeError, NotFinite, Stopped, TrainingError
 from kresume.evaluation.live import LiveScorer
 from kresume.images.manifest import Manifest
-from kresume.images.mixing import Mixed, make_order
+from kresume.images.mixing import Mixed, make_order, unmixed
 from kresume.images.waiting import Waiting, asked_ahead, batch_times
 from kresume.lock import Lock
 from kresume.models import structure
@@ -137,14 +137,11 @@ class Session:
         config, held, generation = self.config, self.settings, self.run.generation
         seed, batch_size = self.run.record.seed, self.amount.batch_size
         balance = self.run.record.balance or held.balance
-        try:
-            return make_order(manifest, seed, batch_size, held.mix, config.replay, balance, generation)
-        except UsageError as error:
-            if manifest is self.manifest:
-                raise
+        why = unmixed(manifest, held.mix, config.replay, generation)
+        if why and manifest is not self.manifest and not unmixed(self.manifest, held.mix, config.replay, generation):
             # All old or all new images became unreadable during training: not a reason to abort an unattended run.
-            self.reporter.warn(f"{error}; from here on an epoch uses every image once")
-            return make_order(manifest, seed, batch_size, None, None, balance, generation)
+            self.reporter.warn(f"{why}; from here on an epoch uses every image once")
+        return make_order(manifest, seed, batch_size, held.mix, config.replay, balance, generation)
 
     def _not_written(self, text: str) -> None:
         self.reporter.warn(f"{text}: not written; training continues, and what was written before is safe")

@@ -19,7 +19,6 @@ from kresume.backend import live_state, programs, selection
 from kresume.checkpoints.layouts import names_of
 from kresume.evaluation.caches import open_cache
 from kresume.images.collect import Sources
-from kresume.images.mixing import make_order
 from kresume.images.reader import PictureReader
 from kresume.images.sources.records import check_features, parse_features
 from kresume.options.given import code_of, given
@@ -50,6 +49,7 @@ from kresume.training.plan.images import (
 )
 from kresume.training.plan.judging import check_judging, check_measurable
 from kresume.training.plan.known_classes import known_classes
+from kresume.training.plan.mixture import decide_order
 from kresume.training.plan.parent import (
     Parent,
     fresh_rate,
@@ -264,7 +264,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     parent, live, gathered, generation = loaded.parent, loaded.live, data.gathered, loaded.generation
     before = score_parent(loaded, data, held, reporter)
     balance = config.balance or (NEW_CLASSES_BALANCE if loaded.growth and not loaded.growth.replaces else held.balance)
-    order = make_order(gathered.manifest, held.seed, held.batch_size, held.mix, config.replay, balance, generation)
+    order = decide_order(start, held, gathered.manifest, balance, generation)
     amount = _amount(config, loaded, gathered, order.n)
     freezing = decide_freezing(
         config, live.model, amount.epochs, fresh_head=loaded.fresh_head, before=_freezing_of(parent)

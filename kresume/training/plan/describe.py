@@ -19,6 +19,7 @@ from kresume.training.plan.disk import describe_disk
 from kresume.training.plan.draft import Data, Loaded
 from kresume.training.plan.freezing import describe_freezing
 from kresume.training.plan.judging import describe_noise
+from kresume.training.plan.mixture import note_unmixed
 from kresume.training.plan.notes import frozen_layers, notes_of, statistics_of_layers
 from kresume.training.plan.optimizer_changes import describe_optimizer
 from kresume.training.plan.parent import Live, Parent
@@ -72,6 +73,7 @@ def describe(
     optimizer = wanted.class_name or ""
     told = {"epoch_images": shares.images, "generation": generation, "model": live.model}
     notes += notes_of(start.config, parent, gathered, amount, rate, optimizer, **told)
+    notes += note_unmixed(start, settings_of(start.config), manifest, generation)
     notes += frozen_layers(live.model) if freezing is None else []
     notes += statistics_of_layers(live.model, settings_of(start.config).bn_stats)
     notes += describe_optimizer(start.config, parent, live, wanted)
