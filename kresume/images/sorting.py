@@ -113,8 +113,9 @@ class SortedFolder:
                 self._place.write(name, read.data, read.sha256, read.item.mtime_ns)
         except OSError as error:
             raise ImagesError(
-                f"{self._place.at(folder)} cannot be written ({refusals.reason(error)}): make room, and run the same command "
-                "again; what is there already is not copied again"
+                f"{self._place.at(folder)} cannot be written ({refusals.reason(error)}): "
+                f"{refusals.remedy(error) or 'make room'}, and run the same command again; what is there already is not copied "
+                "again"
             ) from error
         self.counts[folder] = self.counts.get(folder, 0) + 1
         return self._place.at(name)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sqlite3
+import sys
 
 from kresume.errors import KresumeError
 
@@ -19,12 +21,15 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 WHY = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota of the disk is used up",
+    errno.EFBIG: "the file would be larger than `ulimit -f` or the file system allows",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "not permitted",
 }
-IN_TEXTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+IN_TEXTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 """Numbers whose names a library's text may hold."""
+CUT_OFF = re.compile(r"\d+ requested and \d+ written")
+"""What NumPy says, without a number, of an array of which the disk took a part."""
 OF_SQLITE = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_IOERR_WRITE: errno.ENOSPC,  # a quota; other broken disks fail to read, too
@@ -44,9 +49,19 @@ def number_of(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in WHY else 0
     texts = str(error)
+    if isinstance(error, OSError) and CUT_OFF.fullmatch(texts):
+        return errno.EFBIG if _limits_files() else errno.ENOSPC
     of_a_library = type(error).__module__ != "builtins"
     found = (number for number in IN_TEXTS if os.strerror(number) in texts)
     return next((number for number in found if of_a_library or number != errno.EACCES), 0)
+
+
+def _limits_files() -> bool:
+    if sys.platform == "win32":
+        return False
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
 
 
 def is_full(error: BaseException) -> bool:
@@ -75,9 +90,16 @@ def reason(error: BaseException) -> str:
     return why or (isinstance(error, OSError) and error.strerror) or str(error)
 
 
+def remedy(error: BaseException) -> str:
+    """Returns what helps: "make room" or "raise the limit"; empty where only another place does."""
+    if number_of(error) == errno.EFBIG:
+        return "raise the limit"
+    return "make room" if is_full(error) else ""
+
+
 def way_on(error: BaseException) -> str:
-    """Returns the first words of the advice: "make room, or give" for a full disk, else "give"."""
-    return "make room, or give" if is_full(error) else "give"
+    """Returns the first words of the advice: "make room, or give" for a full disk."""
+    return ", or ".join(filter(None, [remedy(error), "give"]))
 
 
 def describe(error: BaseException) -> str | None:
@@ -86,5 +108,5 @@ def describe(error: BaseException) -> str | None:
     if not number:
         return None
     file = getattr(error, "filename", None) or "the output"
-    done = "written" if number in {*FULL, errno.EROFS} else "used"
+    done = "written" if number in {*FULL, errno.EFBIG, errno.EROFS} else "used"
     return f"{file} cannot be {done} ({WHY[number]}): {way_on(error)} another path"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import subprocess
 from contextlib import suppress
 from functools import partial
@@ -72,6 +73,29 @@ WRITES = {
 }
 
 
+@pytest.fixture
+def small_files(monkeypatch):
+    """Returns a function after which the system refuses files of more than 300 bytes, as `ulimit -f` does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("arguments", WRITES.values(), ids=WRITES)
+def test_a_limit_of_files_is_one_line(small_files, tmp_path, pictures, capsys, arguments):
+    """The line says that it is the size of the file, also where a library tells no number."""
+    trained(tmp_path / "run", data=[str(pictures / "old")], **TINY)
+    names = {"RUN": tmp_path / "run", "OLD": pictures / "old", "OUT": tmp_path / "out"}
+    small_files()
+    said = said_by(
+        capsys, *(names.get(word, tmp_path / word if word.startswith("OUT.") else word) for word in arguments)
+    )
+    assert "cannot be" in said
+    assert "the file would be larger than `ulimit -f`" in said
+    assert "raise the limit, " in said
+
+
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("arguments", WRITES.values(), ids=WRITES)
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(full, tmp_path, pictures, capsys, arguments):
@@ -130,6 +154,7 @@ def refusing():
         (OSError(28, "Error writing bytes to file. Detail: [errno 28] No space left on device"), errno.ENOSPC),
         (OSError("Unable to write: errno = 122, error message = 'Disk quota exceeded'"), errno.EDQUOT),
         (OSError(30, "Read-only file system"), errno.EROFS),
+        (OSError("55296 requested and 19872 written"), errno.ENOSPC),
         (PermissionError(13, "Permission denied"), errno.EACCES),
     ]
 
