@@ -156,6 +156,28 @@ def test_what_is_not_accepted_is_refused(folder, monkeypatch, arguments, error, 
 
 
 @pytest.mark.one_backend(trains=True)
+def test_images_of_an_old_class_become_a_new_one(folder, pictures, tmp_path, monkeypatch):
+    """Those that lie in both folders are told as such; a class whose images all train is told to be unmeasured."""
+    monkeypatch.chdir(folder)
+    table = Manifest.read(runs.open_run("runs/1-shapes").manifest).table
+    paths, labels, sides = (table.column(name).to_pylist() for name in ("path", "label", "side"))
+    trains = [
+        path for path, label, side in zip(paths, labels, sides, strict=True) if label == "circle" and side == "train"
+    ]
+    (tmp_path / "now" / "disc").mkdir(parents=True)
+    for path in trains[:3]:
+        shutil.copy(path, tmp_path / "now" / "disc")
+    asked = {"data": [str(pictures / "old"), str(tmp_path / "now")], "grow": True, "lr": 1e-3, "trial": False}
+    with pytest.raises(
+        ImagesError, match=r"class disc \(3 files\): \d files have two labels, .*\(.*disc.*\).*on_conflict='new'"
+    ):
+        kresume.plan("runs/1-shapes", **asked)
+    plan = kresume.plan("runs/1-shapes", **asked, on_conflict="new")
+    assert plan.per_class["disc"] == {"old": 3, "new": 0, "train": 3, "validation": 0}
+    assert "no validation image is of disc: it is trained and not measured (val='PATH' adds some)" in str(plan)
+
+
+@pytest.mark.one_backend(trains=True)
 def test_the_order_of_new_outputs_can_be_given(folder, monkeypatch):
     """`--classes` with the old names first gives new outputs their order, and a list accepts some folders."""
     monkeypatch.chdir(folder)

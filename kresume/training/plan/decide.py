@@ -236,7 +236,7 @@ def update_data(start: Start, loaded: Loaded, sources: Sources, reporter: Report
     check_measurable(config, parent, gathered.manifest, loaded.generation)
     if loaded.growth is not None:
         named = Counter(found.label for listing in sources.named(loaded.classes) for found in listing.files)
-        check_filled(loaded.growth, gathered.manifest, named)
+        check_filled(loaded.growth, gathered.manifest, named, gathered.merge.facts.conflicts)
     card = Card(
         loaded.classes,
         (spec.height, spec.width),

@@ -258,13 +258,16 @@ def _try_loss(loss: LossChoice, outputs: int) -> None:
         raise UsageError(f"the loss {loss.kind} gives {value} for {outputs} equal outputs: give {another}")
 
 
-def check_filled(growth: Growth, manifest: Manifest, named: Mapping[str, int]) -> None:
+def check_filled(
+    growth: Growth, manifest: Manifest, named: Mapping[str, int], conflicts: Sequence[tuple[str, str, str]]
+) -> None:
     """Raises if a new class has no image to train on.
 
     Args:
         growth: the added classes.
         manifest: the merged images.
         named: how many files were listed, by class.
+        conflicts: files whose content has two labels, as (path, label, other label).
 
     Raises:
         ImagesError: a class has none; its output would never be right.
@@ -273,6 +276,14 @@ def check_filled(growth: Growth, manifest: Manifest, named: Mapping[str, int]) -
     empty = [name for name in growth.new if not counts[manifest.classes.index(name)]]
     if empty:
         listed = ", ".join(f"{name} ({counted(named.get(name, 0), 'file')})" for name in empty)
+        told = [each for each in conflicts if {*each[1:]} & {*empty}]
+        if told:
+            path, label, other = told[0]
+            raise ImagesError(
+                f"no image to train on for the new class {listed}: {counted(len(told), 'file', 'has', 'have')} two labels, "
+                f"the first is {path} ({label} and {other}): {option('on-conflict', 'new')} uses the newer label, where one is "
+                "newer; or leave them in one of the folders"
+            )
         raise ImagesError(
             f"no image to train on for the new class {listed}: give images of it that can be read, or leave the folder out"
         )

@@ -356,7 +356,8 @@ def _check_merge(
         raise NothingNew(f"nothing new: all {facts.known:,} images in {inside} are already in {parent_name}")
     if len(merge.manifest.train_rows()) == 0:
         doubled = (
-            f"{counted(len(facts.conflicts), 'file', 'has', 'have')} two labels, and {ONE_LABEL}; "
+            f"{counted(len(facts.conflicts), 'file', 'has', 'have')} two labels ({option('on-conflict', 'new')} uses the newer "
+            f"one, where one is newer), and {ONE_LABEL}; "
             if facts.conflicts
             else ""
         )

@@ -14,6 +14,7 @@ import numpy as np
 
 from kresume.class_names import note_alike
 from kresume.errors import UsageError
+from kresume.images.manifest import Manifest
 from kresume.options.resolve import image_size
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
@@ -53,6 +54,7 @@ def notes_of(
         model: the restored parent.
     """
     notes = [*gathered.notes, *gathered.merge.facts.notes]
+    notes += _unmeasured(gathered.manifest, notes)
     if parent is None:
         return [*notes, *note_alike(gathered.manifest.classes)]
     notes += _batch_size(parent, epoch_images, amount, rate, optimizer)
@@ -69,6 +71,25 @@ def notes_of(
         )
     notes += _huge(gathered, generation)
     return notes
+
+
+def _unmeasured(manifest: Manifest, notes: Sequence[str]) -> Iterator[str]:
+    """Names classes that train and of which no image validates, unless a note says so of their new images.
+
+    Corrected labels and a class that is split keep each image's side.
+    """
+    train, val = (
+        np.bincount(manifest.labels[rows].astype(np.int64), minlength=len(manifest.classes))
+        for rows in (manifest.train_rows(), manifest.val_rows())
+    )
+    told = {name for name in manifest.classes if any(note.startswith(f"{name} has only ") for note in notes)}
+    names = [
+        name for name, trains, validates in zip(manifest.classes, train, val, strict=True) if trains and not validates
+    ]
+    names = [name for name in names if name not in told]
+    if val.any() and names:
+        each = "it is" if len(names) == 1 else "they are"
+        yield f"no validation image is of {listed(names)}: {each} trained and not measured ({option('val', 'PATH')} adds some)"
 
 
 def frozen_layers(model: Any) -> list[str]:
