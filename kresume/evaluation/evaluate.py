@@ -250,7 +250,8 @@ def _collect(opened: Loaded | Served, listed: Sources, cache: str | None, report
     if unknown:
         raise ImagesError(
             f"class folders that are not classes of {opened.subject.checkpoint}: {', '.join(unknown)}; its classes are "
-            f"{', '.join(names)}"
+            f"{', '.join(names)}. Take them out of the sources, or score a model that has them with "
+            f"{option('against', str(opened.subject.checkpoint))}: there their images count as wrong for this one"
         )
     store = None if isinstance(opened, Served) else open_cache(spec, cache)
     collected = collect(listed, spec, store, reporter)

@@ -262,7 +262,6 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     """
     config, held = start.config, settings_of(start.config)
     parent, live, gathered, generation = loaded.parent, loaded.live, data.gathered, loaded.generation
-    before = score_parent(loaded, data, held, reporter)
     balance = config.balance or (NEW_CLASSES_BALANCE if loaded.growth and not loaded.growth.replaces else held.balance)
     order = decide_order(start, held, gathered.manifest, balance, generation)
     amount = _amount(config, loaded, gathered, order.n)
@@ -297,6 +296,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     carried = live.kept and wanted.batches == live.saved.batches
     updates = count_updates(wanted.batches, live.iterations, amount.steps, carried=carried)
     ahead = "; ".join(filter(None, [ahead, updates]))
+    before = score_parent(loaded, data, held, reporter)  # takes long: options that contradict each other are told before it
     plan = describe(start, loaded, data, wanted, rate, amount, before.scores, order.shares(), ahead, freezing)
     plan = replace(plan, balance=balance, distilled=describe_teaching(teaching, loaded))
     return Draft(plan, loaded, data, wanted, freezing, teaching, held.seed, before)
