@@ -296,7 +296,8 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     carried = live.kept and wanted.batches == live.saved.batches
     updates = count_updates(wanted.batches, live.iterations, amount.steps, carried=carried)
     ahead = "; ".join(filter(None, [ahead, updates]))
-    before = score_parent(loaded, data, held, reporter)  # takes long: options that contradict each other are told before it
+    # It takes long: options that contradict each other are told before.
+    before = score_parent(loaded, data, held, reporter)
     plan = describe(start, loaded, data, wanted, rate, amount, before.scores, order.shares(), ahead, freezing)
     plan = replace(plan, balance=balance, distilled=describe_teaching(teaching, loaded))
     return Draft(plan, loaded, data, wanted, freezing, teaching, held.seed, before)
