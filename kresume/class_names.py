@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, KeysView, Mapping, Sequence, Set
 from pathlib import Path
@@ -57,6 +58,19 @@ def read_classes(value: str) -> tuple[str, ...]:
     if len(names) == 1 and not is_file and (path.suffix.lower() in {".txt", ".json", ".csv", ".tsv"} or "/" in value):
         raise UsageError(f"{said}: there is no such file")
     return names
+
+
+def canonical(label: str) -> str:
+    """Returns a label in canonical form, so that labels that look alike are equal.
+
+    Unicode is composed, because archives made on a Mac decompose it. Blanks around the label are removed. So is a final
+    `.0`, which a column of whole numbers gets where a value is missing.
+    """
+    composed = label if label.isascii() else unicodedata.normalize("NFC", label)
+    composed = composed.strip()
+    return (
+        composed.removesuffix(".0") if composed.endswith(".0") and composed[:-2].lstrip("-").isdecimal() else composed
+    )
 
 
 def spelled_alike(name: str, known: Iterable[str]) -> str | None:

@@ -135,6 +135,7 @@ def _read_members(path: str, member: Callable[[str], bytes | None]) -> TrainStat
         card=_card(extra, path) if extra else None,
         writer=f"keras {metadata.get('keras_version', 'of unknown version')}",
         written=str(metadata.get("date_saved", "")).replace("@", "T"),
+        records={"feed": str(extra["feed"])} if extra.get("feed") else {},
     )
 
 

@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from kresume.backend.hosts import ALONE, Process
-from kresume.class_names import join_classes
+from kresume.class_names import canonical, join_classes
 from kresume.errors import ImagesError
 from kresume.images.cache import Cache
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared, prepare
 from kresume.images.sources import Found, Listing, Quarantined, Source, joined, list_each
-from kresume.images.sources.found import canonical
 from kresume.images.sources.moves import NOTHING, Moves
 from kresume.images.sources.names import hidden
 from kresume.images.sources.top_folders import Listed, settle

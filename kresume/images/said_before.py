@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kresume.images.sources.found import Found, canonical, key_of_row
+from kresume.class_names import canonical
+from kresume.images.sources.found import Found, key_of_row
 from kresume.storage import locations
 
 

@@ -9,9 +9,15 @@ pixels of larger pictures: a model trained on averages of areas then loses up to
 
 from __future__ import annotations
 
+import itertools
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kresume.images.conventions import find_affine
+from kresume.images.decode import shrinks_some
+from kresume.images.folder_names import folder_names
+from kresume.images.manifest import Manifest
 from kresume.values.card import Card
 from kresume.values.input_layout import InputLayout
 
@@ -28,7 +34,28 @@ SHRINKS = (
 )
 
 
-def feeding_line(card: Card, *, rows: bool = False, short: bool = False, shrinks: bool = False) -> str:
+def line_of(model: Any, card: Card, manifest: Manifest | None, *, short: bool = False) -> str:
+    """Writes the expression that feeds a compiled model, with the names of the folders that trained it.
+
+    Args:
+        model: the compiled model.
+        card: its card.
+        manifest: the images that trained it; None if they are unknown.
+        short: see `feeding_line`.
+    """
+    shrinks = manifest is not None and shrinks_some(manifest, card.spec)
+    folders = folder_names(manifest) if manifest is not None else {}
+    return feeding_line(card, rows=takes_rows(model), short=short, shrinks=shrinks, folders=folders)
+
+
+def feeding_line(
+    card: Card,
+    *,
+    rows: bool = False,
+    short: bool = False,
+    shrinks: bool = False,
+    folders: Mapping[str, Sequence[str]] | None = None,
+) -> str:
     """Writes the expression that reads a folder of pictures as the model expects them.
 
     The expression needs `keras`, and `tf` if it changes the axes or the type. A comment at its end says if it is only nearly
@@ -39,6 +66,7 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False, shrinks
         rows: True if the model's loss expects labels as rows.
         short: True to write at most the first hundred class names.
         shrinks: True if training read JPEGs that shrank while they were decoded, which Keras's loader cannot do.
+        folders: the names of each class's folders, the most frequent first, where they are known (`folder_names`).
     """
     height, width = card.image_size
     sampled = INTERPOLATIONS.get(card.interpolation, card.interpolation)
@@ -46,8 +74,9 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False, shrinks
     words += RESIZES[card.resize]
     words += ['color_mode="grayscale"'] * (card.input.channels == 1)
     words += ['label_mode="categorical"'] * rows
-    if list(card.classes) != sorted(card.classes):
-        names = ", ".join(repr(name) for name in card.classes[: MOST_CLASSES if short else None])
+    named = [tuple((folders or {}).get(name, ())) or (name,) for name in card.classes]
+    if not _sorted_alike(card.classes, named):
+        names = ", ".join(_quoted(each[0]) for each in named[: MOST_CLASSES if short else None])
         more = ", ..." if short and len(card.classes) > MOST_CLASSES else ""
         words.append(f"class_names=[{names}{more}]")
     # Keras's loader gives integers for "nearest", which divide by no float.
@@ -60,8 +89,25 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False, shrinks
     others += ["leaves the range 0 to 255 at edges"] if card.interpolation in EXCEEDING else []
     others += ["has no antialiasing"] if card.interpolation == "antialias" else []
     others += [SHRINKS] if shrinks else []
+    others += [f"takes {' and '.join(map(_quoted, each))} for different classes" for each in named if len(each) > 1][:1]
     near = f"  # nearly: Keras's loader {' and '.join(others)}" if others else ""
     return f"keras.utils.image_dataset_from_directory({', '.join(words)}){mapped}{near}"
+
+
+def _sorted_alike(classes: Sequence[str], named: Sequence[Sequence[str]]) -> bool:
+    """Returns True if Keras, which sorts the names of folders, comes to the order of the classes.
+
+    It has to for the names of the folders and for those of the classes: other pictures may lie in folders of these.
+    """
+    spelled = [(*each, name) for each, name in zip(named, classes, strict=True)]
+    return all(len(each) == 1 for each in named) and all(
+        max(one) < min(other) for one, other in itertools.pairwise(spelled)
+    )
+
+
+def _quoted(name: str) -> str:
+    """Returns a name as code; letters that look like others are escaped."""
+    return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
 
 
 def takes_rows(model: Any) -> bool:

@@ -65,12 +65,9 @@ def finish(session: Session) -> TrainResult:
 
 def _feed(session: Session, *, short: bool = False) -> str:
     """Returns the line of plain Keras that feeds the result as it was trained."""
-    from kresume.images.decode import shrinks_some
-    from kresume.models.plain_keras import feeding_line, takes_rows
+    from kresume.models.plain_keras import line_of
 
-    card = session.run.record.card
-    shrinks = shrinks_some(session.passes.manifest, card.spec)
-    return feeding_line(card, rows=takes_rows(session.model), short=short, shrinks=shrinks)
+    return line_of(session.model, session.run.record.card, session.passes.manifest, short=short)
 
 
 def _write_report(session: Session, finished: Mapping[str, Any]) -> str:

@@ -1,7 +1,11 @@
 """Tests the printed line of code that feeds the model in plain Keras as it was trained."""
 
 import json
+import shutil
+import tarfile
+import unicodedata
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,7 +13,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from kresume.class_names import canonical
+from kresume.exports.export import export
+from kresume.images import collect
 from kresume.images.decode import decode, shrinks_some
+from kresume.images.folder_names import folder_names
 from kresume.images.inputs import to_input
 from kresume.images.merging import merge
 from kresume.images.prepare import prepare
@@ -20,6 +28,7 @@ from kresume.reporter import Reporter
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
 from kresume.values.input_layout import RGB, InputLayout
+from tests.helpers.runs import TINY, run_training
 
 CLASSES = ("ash", "elm", "yew")
 
@@ -160,3 +169,109 @@ def test_the_file_says_the_line(tmp_path, loss, rows):
         said = json.loads(archive.read("kresume.json"))
     assert said["feed"] == feeding_line(card(), rows=rows)
     assert Card.from_dict(said) == card()
+
+
+APPLE = "\u00c4pfel"
+MAC = unicodedata.normalize("NFD", APPLE)
+NAMES = {
+    "decomposed": ((MAC, "Birnen", "Zitronen"), ("Birnen", "Zitronen", APPLE)),
+    "decomposed, at the same place": (("B\u0061\u0308ume", "Aal", "Zitronen"), ("Aal", "B\u00e4ume", "Zitronen")),
+    "composed": ((APPLE, "Birnen", "Zitronen"), ("Birnen", "Zitronen", APPLE)),
+    "a blank before": ((" zwetschge", "apfel", "birne"), ("apfel", "birne", "zwetschge")),
+    "a blank behind": (("a ", "a b", "c"), ("a", "a b", "c")),
+    "a hard space": (("\u00a0b", "a", "c"), ("a", "b", "c")),
+    "digits": (("10", "2", "1"), ("1", "10", "2")),
+    "fractions": (("10.0", "2.0", "1.0"), ("1", "10", "2")),
+    "the order of a checkpoint": (("cat", "Dog", "ant"), ("cat", "Dog", "ant")),
+    "that of a checkpoint of Keras": ((MAC, "Birnen", "Zitronen"), (APPLE, "Birnen", "Zitronen")),
+    "the user's spelling": ((APPLE, "Birnen", "Zitronen"), (MAC, "Birnen", "Zitronen")),
+    "both cases": (("Ant", "bee", "Cow"), ("Ant", "Cow", "bee")),
+}
+
+
+def grey(folder, names, suffix=".png"):
+    """Writes a picture for each class folder; its shade tells the name."""
+    for index, name in enumerate(names):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((12, 10, 3), 20 * index + 10, np.uint8)).save(folder / name / f"{index}{suffix}")
+    return folder
+
+
+def table_of(classes, *sources):
+    quiet = Reporter(quiet=True)
+    listed = collect.Sources(list_images(list(sources), quiet)).named(classes)
+    found = prepare(listed.data.files, DecodeSpec(12, 10), None, quiet)
+    return merge(None, found, None, None, classes=classes, val_split=None, generation=0).manifest
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("where", ["folder", "train and val", "tar", "list"])
+@pytest.mark.parametrize(("names", "classes"), NAMES.values(), ids=NAMES)
+def test_the_line_names_the_folders_as_they_are_spelled(tmp_path, names, classes, where):
+    """The line gives each picture the output of its class, however its folder spells the name of the class."""
+    data = grey(tmp_path / "data" / ("train" if where == "train and val" else ""), names)
+    source = tmp_path / "data"
+    if where == "train and val":
+        grey(source / "val", names[:1], ".bmp")
+    if where == "tar":
+        source = tmp_path / "data.tar"
+        with tarfile.open(source, "w") as archive:
+            archive.add(data, "data")
+    if where == "list":
+        source = tmp_path / "list.csv"
+        lines = [f'"{path}","{path.parent.name}"' for path in data.glob("*/*.png")]
+        source.write_text("\n".join(["path,label", *lines]))
+    folders = folder_names(table_of(classes, source))
+    line = feeding_line(card(classes=classes, interpolation="nearest"), folders=folders)
+    values, labels = loaded(line, data)
+    shades = {canonical(name): 20 * index + 10 for index, name in enumerate(names)}
+    assert {int(label): int(value[0, 0, 0]) for value, label in zip(values, labels, strict=True)} == {
+        index: shades[canonical(name)] for index, name in enumerate(classes)
+    }
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_folder_of_another_spelling_is_refused_by_keras_not_mixed_up(tmp_path):
+    """Where another spelling of the folders gives another order, the line names them, and Keras refuses others."""
+    for classes in ((APPLE, "Birnen", "Zitronen"), ("Birnen", "Zitronen", APPLE)):
+        folders = folder_names(table_of(classes, grey(tmp_path / "mac", (MAC, "Birnen", "Zitronen"))))
+        line = feeding_line(card(classes=classes), folders=folders)
+        assert r"'A\u0308pfel'" in line  # MAC and APPLE look alike
+        with pytest.raises(ValueError, match="class_names"):
+            loaded(line, grey(tmp_path / "linux", (APPLE, "Birnen", "Zitronen")))
+
+
+@pytest.mark.one_backend
+def test_folders_that_spell_one_class_differently_are_told(tmp_path):
+    """Keras takes two spellings of a name for two classes: the line says so, and names the usual one."""
+    one = grey(tmp_path / "1", (MAC, "Birnen"))
+    two = grey(tmp_path / "2", (APPLE,), ".bmp")
+    grey(tmp_path / "1", (MAC, MAC), ".gif")
+    folders = folder_names(table_of(("Birnen", APPLE), one, two))
+    assert folders == {APPLE: (MAC, APPLE), "Birnen": ("Birnen",)}
+    line = feeding_line(card(classes=("Birnen", APPLE)), folders=folders)
+    assert r"class_names=['Birnen', 'A\u0308pfel']" in line
+    assert line.endswith(rf"# nearly: Keras's loader takes 'A\u0308pfel' and '{APPLE}' for different classes")
+
+
+@pytest.mark.one_backend
+def test_pictures_in_no_folder_of_their_class_say_nothing_of_its_name(tmp_path):
+    """Lists, corrected labels: the name of the class is the best guess."""
+    data = grey(tmp_path / "data", ("cat", "Dog"))
+    lines = [f"{path},{'dog' if path.parent.name == 'Dog' else 'emu'}" for path in data.glob("*/*.png")]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]))
+    assert folder_names(table_of(("dog", "emu"), tmp_path / "list.csv")) == {}
+
+
+def test_train_and_export_name_the_folders(tmp_path):
+    """The last block, `model.keras`, its export and the export of that export name the folders as they are."""
+    for index in range(6):
+        grey(tmp_path / "data", (" zwetschge", "apfel"), f"{index}.png")
+    run = Path(run_training(data=[str(tmp_path / "data")], out=str(tmp_path / "run"), **TINY).run)
+    named = "class_names=['apfel', ' zwetschge']"
+    assert named in str(json.loads(zipfile.ZipFile(run / "model.keras").read("kresume.json"))["feed"])
+    shutil.copy(run / "model.keras", tmp_path / "model.keras")
+    for index, source in enumerate((run, tmp_path / "model.keras")):
+        out = tmp_path / f"exported-{index}"
+        export(source, out, format="keras")
+        assert named in str(json.loads(zipfile.ZipFile(out / "model.keras").read("kresume.json"))["feed"])

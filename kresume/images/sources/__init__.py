@@ -14,9 +14,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from kresume.class_names import canonical
 from kresume.errors import ImagesError
 from kresume.images.sources import archives, folders, lists, records, shards, tables
-from kresume.images.sources.found import Advance, Facts, Found, Known, Listing, Quarantined, Source, canonical
+from kresume.images.sources.found import Advance, Facts, Found, Known, Listing, Quarantined, Source
 from kresume.images.sources.moves import NOTHING, Moves
 from kresume.images.sources.names import LISTS, ending
 from kresume.images.sources.top_folders import Listed, settle

@@ -6,7 +6,6 @@ gives random access to every kind of source.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,19 +77,6 @@ class Found:
     def name(self) -> str:
         """Returns the path, with the member if any, for messages."""
         return f"{self.path}/{self.member}" if self.member else self.path
-
-
-def canonical(label: str) -> str:
-    """Returns a label in canonical form, so that labels that look alike are equal.
-
-    Unicode is composed, because archives made on a Mac decompose it. Blanks around the label are removed. So is a final
-    `.0`, which a column of whole numbers gets where a value is missing.
-    """
-    composed = label if label.isascii() else unicodedata.normalize("NFC", label)
-    composed = composed.strip()
-    return (
-        composed.removesuffix(".0") if composed.endswith(".0") and composed[:-2].lstrip("-").isdecimal() else composed
-    )
 
 
 def key_of(path: str, offset: int, length: int) -> str:

@@ -16,9 +16,10 @@ from dataclasses import replace
 from textwrap import shorten
 from typing import Any
 
+from kresume.class_names import canonical
 from kresume.errors import ImagesError
 from kresume.images.sources.columns import OtherLabels, OtherSplits, describe_columns, find_columns
-from kresume.images.sources.found import NO_CLASS, ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
+from kresume.images.sources.found import NO_CLASS, ONE_LABEL, Advance, Found, Listing, Quarantined, Source
 from kresume.images.sources.names import LISTS, SPLITS
 from kresume.images.sources.rows import read_rows
 from kresume.images.sources.spellings import Spellings, differ_in_spelling
