@@ -52,7 +52,8 @@ def read_classes(value: str) -> tuple[str, ...]:
         raise UsageError(f"{said}: {error}; a file holds {FORMS}") from None
     if not names or not all(names):
         raise UsageError(f"{said}: holds no name" if not names else f"{said}: one name is empty")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    counts = Counter(map(canonical, names))
+    twice = sorted({name for name in names if counts[canonical(name)] > 1})
     if twice:
         raise UsageError(f"{said}: stands twice: {', '.join(twice)}")
     if len(names) == 1 and not is_file and (path.suffix.lower() in {".txt", ".json", ".csv", ".tsv"} or "/" in value):
@@ -73,6 +74,13 @@ def canonical(label: str) -> str:
     )
 
 
+def as_known(names: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
+    """Returns names with those of the same canonical form spelled as the known ones are."""
+    same = set(known)
+    spelled = {canonical(name): name for name in same}
+    return tuple(name if name in same else spelled.get(canonical(name), name) for name in names)
+
+
 def spelled_alike(name: str, known: Iterable[str]) -> str | None:
     """Returns the known name that differs only in case, signs or leading zeros; None if there is none."""
     letters = _letters(name)
@@ -91,7 +99,7 @@ def note_alike(classes: Sequence[str]) -> tuple[str, ...]:
 
 def _letters(name: str) -> str:
     """Returns the letters and digits of a name, in lower case; 01 is 1."""
-    letters = "".join(letter for letter in name.casefold() if letter.isalnum())
+    letters = "".join(letter for letter in canonical(name).casefold() if letter.isalnum())
     return letters.lstrip("0") or "0" if letters.isdecimal() else letters or name
 
 

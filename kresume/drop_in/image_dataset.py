@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from kresume.class_names import canonical
 from kresume.drop_in import user_map
 from kresume.drop_in.image_stream import ImageStream, in_order_of_paths
 from kresume.drop_in.stream import dataset_of
@@ -87,7 +88,7 @@ def image_dataset(
         directory: one or several folders, each with one folder per class.
         labels: `"inferred"`: from the folders' names; None: images without labels, with or without class folders.
         label_mode: `"int"`, `"categorical"`, `"binary"`, or None, which is the same as `labels=None`.
-        class_names: the class folders to use, in the order of the labels; default all, sorted.
+        class_names: the class folders to use, in the order of the labels; default all, sorted as Keras sorts them.
         color_mode: `"rgb"` or `"grayscale"`.
         batch_size: images per batch; every shuffled batch is full. None gives single images, without a batch axis.
         image_size: `(height, width)` in pixels, or one number for both.
@@ -163,6 +164,8 @@ def _check_labels(label_mode: str | None, class_names: Sequence[str] | None) -> 
         raise UsageError(f"label_mode={label_mode!r}: use 'int', 'categorical', 'binary' or None")
     if label_mode is None and class_names is not None:
         raise UsageError("class_names without labels: leave class_names out, or give label_mode='int'")
+    if len({*map(canonical, class_names or ())}) < len(class_names or ()):
+        raise UsageError(f"class_names={list(class_names or ())!a}: one class stands twice: give it once")
 
 
 def _check_batches(batch_size: Any, validation_split: float | None, subset: str | None, format: str) -> None:
@@ -257,8 +260,8 @@ def _manifest(
             add=_of_classes(sources.add, class_names, reporter),
         )
     numbered = sources.data is not None and sources.data.numbered
-    classes = tuple(class_names or (sources.data.classes if sources.data is not None else ()))
-    missing = sorted({*classes} - {*sources.classes})
+    classes = tuple(class_names or sources.assumed_order())
+    missing = sorted(name for name in classes if canonical(name) not in sources.classes)
     if missing and not numbered:
         raise ImagesError(
             f"class_names has {', '.join(missing)}, but {', '.join(given)} has no such class folder: remove them, or "
@@ -303,11 +306,12 @@ def _of_classes(listing: Listing | None, class_names: Sequence[str], reporter: R
     """Returns the images of the named classes; prints which class folders are left out."""
     if listing is None or listing.numbered:
         return listing
-    others = sorted({*listing.classes} - {*class_names})
+    named = set(map(canonical, class_names))
+    others = sorted({*listing.classes} - named)
     if others:
         reporter.say(f"note: class folders that are not in class_names were left out: {', '.join(others)}")
-    files = tuple(each for each in listing.files if each.numbered or each.label in class_names)
-    return replace(listing, files=files, classes=tuple(name for name in listing.classes if name in class_names))
+    files = tuple(each for each in listing.files if each.numbered or each.label in named)
+    return replace(listing, files=files, classes=tuple(name for name in listing.classes if name in named))
 
 
 def _finisher(

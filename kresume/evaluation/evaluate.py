@@ -33,6 +33,7 @@ from kresume.images import merging
 from kresume.images.away import read_ever
 from kresume.images.collect import Sources, collect, list_sources
 from kresume.images.manifest import Manifest
+from kresume.images.sources.folder_order import check_one_order
 from kresume.images.sources.records import check_features, parse_features
 from kresume.models.load import GIVEN, RESIZING, Loaded, Subject
 from kresume.models.own_code import is_function
@@ -143,7 +144,8 @@ def evaluate(
     of_keras = any(not is_function(each) for each in several("metric", metric))
     select_for(live or (path if of_keras else None), backend, device, reporter)
     metrics = read_metrics(several("metric", metric))
-    opened = read_model(given, reporter, listed.classes)
+    opened = read_model(given, reporter, listed.assumed_order())
+    _check_order(opened, listed, given.classes, "classes")
     images = _collect(opened, listed, cache, reporter)
     check_conditions(gates, images.manifest, images.generation, metrics)
     compared = None
@@ -151,7 +153,8 @@ def evaluate(
         check_resized(given.resizing, [opened], len(images.manifest.classes))
     else:
         subject = _compared(given, other, theirs)
-        compared = read_model(subject, reporter, images.manifest.classes)
+        compared = read_model(subject, reporter, listed.assumed_order(images.manifest.classes))
+        _check_order(compared, listed, subject.classes, "against-classes")
         _check_used(given, against_pixels, opened, compared)
         _check_resized(given, subject, [opened, compared], len(images.manifest.classes))
     job = _Job(images, shown, batch_size, metrics, reporter)
@@ -233,6 +236,12 @@ def _check_used(given: Subject, pixels: str | None, *models: Loaded | Served) ->
         )
 
 
+def _check_order(opened: Loaded | Served, listed: Sources, given: Sequence[str] | None, way: str) -> None:
+    """Raises if the order of a model's outputs is assumed, and the class folders show several."""
+    if given is None and listed.data is not None and not _names_outputs(opened):
+        check_one_order(listed.data, opened.subject.checkpoint, way)
+
+
 def _collect(opened: Loaded | Served, listed: Sources, cache: str | None, reporter: Reporter) -> _Images:
     """Reads the images, in the scored model's classes.
 
@@ -240,7 +249,7 @@ def _collect(opened: Loaded | Served, listed: Sources, cache: str | None, report
         ImagesError: there is a class folder that the model does not know, or an image source cannot be read.
     """
     if isinstance(opened, Served):
-        names, spec, run = opened.labels or listed.classes, UNDECODED, None
+        names, spec, run = opened.labels or listed.assumed_order(), UNDECODED, None
     else:
         names, spec, run = opened.card.classes, opened.spec, opened.run
     if {*names} != {*listed.classes}:  # these may be assumed

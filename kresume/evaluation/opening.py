@@ -84,7 +84,7 @@ def read_model(subject: Subject, reporter: Reporter, classes: Sequence[str] = ()
     Args:
         subject: the model, with facts that it does not record.
         reporter: shows progress.
-        classes: class folders, whose sorted names are used if nothing names the outputs of a checkpoint.
+        classes: names of classes in the order to assume if nothing names the outputs of a checkpoint.
 
     Raises:
         KresumeError: it cannot be read, or a fact is missing; the message names the option to give.

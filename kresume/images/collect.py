@@ -23,6 +23,7 @@ from kresume.images.cache import Cache
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared, prepare
 from kresume.images.sources import Found, Listing, Quarantined, Source, joined, list_each
+from kresume.images.sources.folder_order import assumed_order
 from kresume.images.sources.moves import NOTHING, Moves
 from kresume.images.sources.names import hidden
 from kresume.images.sources.top_folders import Listed, settle
@@ -58,6 +59,10 @@ class Sources:
     def classes(self) -> tuple[str, ...]:
         """Returns the sorted names of all class folders."""
         return tuple(sorted({name for listing in self for name in listing.classes}))
+
+    def assumed_order(self, classes: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Returns classes, by default those of `data`, in the order to assume for a model that names none."""
+        return assumed_order(self.data, classes) if self.data is not None else tuple(sorted(classes or ()))
 
     @property
     def moved(self) -> frozenset[str]:

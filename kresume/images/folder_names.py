@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
-from kresume.class_names import canonical
 from kresume.images.manifest import Manifest
-from kresume.images.sources.trees import pieces_of
+from kresume.images.sources.folder_order import folder_of
 
 LAST = r"[^/]*$"
 """Matches the name of a file in its path."""
@@ -25,9 +24,7 @@ def folder_names(manifest: Manifest) -> dict[str, tuple[str, ...]]:
     """
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for (folder, member, label), count in _places(manifest).items():
-        pieces = pieces_of(member)[:-1] if member else folder.split("/")
-        wanted = canonical(label)
-        named = next((piece for piece in reversed(pieces) if canonical(piece) == wanted), None)
+        named = folder_of(folder, member, label)
         if named is not None:
             found[label][named] += count
     return {
@@ -49,7 +46,7 @@ def _places(manifest: Manifest) -> dict[tuple[str, str, str], int]:
     table = table.filter(kept)
     in_archive = compute.not_equal(table.column("member"), "")
     folders = compute.replace_substring_regex(table.column("path"), LAST, "")
-    members = compute.replace_substring_regex(table.column("member"), LAST, "x")
+    members = compute.replace_substring_regex(table.column("member"), LAST, "")
     places = pa.table(
         {
             "folder": compute.if_else(in_archive, "", folders),

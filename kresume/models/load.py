@@ -21,7 +21,7 @@ from kresume.backend import selection
 from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
-from kresume.class_names import join_classes, names_of
+from kresume.class_names import as_known, join_classes, names_of
 from kresume.errors import CheckpointError, KresumeError, ModelError, RestoreError, UsageError
 from kresume.images.conventions import SHOWN_NAMES
 from kresume.models.inputs import check_size, layout_of
@@ -231,7 +231,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
 
     Args:
         subject: the checkpoint.
-        fallback_classes: class names to use if neither the checkpoint nor the subject has any.
+        fallback_classes: class names in the order to assume if neither the checkpoint nor the subject has any.
         anonymous: continue if class names or pixels are unknown: enough to convert a checkpoint, not to predict.
 
     Raises:
@@ -253,8 +253,9 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     runs_own = code_of(run.record.options) if run is not None else ()
     subject = replace(subject, imports=tuple(dict.fromkeys([*ours, *runs_own])))
     card = state.card
-    given = subject.classes or (card.classes if card else None) or ()
-    names = given or tuple(sorted(fallback_classes or ()))
+    recorded = card.classes if card else ()
+    given = as_known(subject.classes, recorded) if subject.classes else recorded
+    names = given or tuple(fallback_classes or ())
     model, own_optimizer, averages, matched = _filled(subject, state, card, len(given), len(names))
     count = output_count(model)
     told_apart = class_count(count)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from kresume.addresses import address_of, as_address, is_stage
-from kresume.class_names import join_classes, names_of, read_classes
+from kresume.class_names import canonical, join_classes, names_of, read_classes
 from kresume.errors import NothingNew, UsageError
 from kresume.options.lookup import INHERITED, about, flag_of
 from kresume.options.model_objects import name_of, steps_of
@@ -285,7 +285,7 @@ def _plain(name: str, value: Any) -> Any:
     if name == "classes" and not isinstance(value, (str, os.PathLike)):
         return join_classes(names_of(value) or ())
     if name == "grow" and isinstance(value, str):
-        return read_classes(value) if value else True
+        return tuple(map(canonical, read_classes(value))) if value else True
     if name == "mlflow" and value in {"", True, False}:
         return "off" if value is False else os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_MLFLOW
     if name == "cache" and isinstance(value, (bool, str)):

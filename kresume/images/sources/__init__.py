@@ -17,6 +17,7 @@ from pathlib import Path
 from kresume.class_names import canonical
 from kresume.errors import ImagesError
 from kresume.images.sources import archives, folders, lists, records, shards, tables
+from kresume.images.sources.folder_order import merged_spellings
 from kresume.images.sources.found import Advance, Facts, Found, Known, Listing, Quarantined, Source
 from kresume.images.sources.moves import NOTHING, Moves
 from kresume.images.sources.names import LISTS, ending
@@ -154,7 +155,17 @@ def joined(listed: Sequence[Listed]) -> Listing:
         moved |= listing.moved
         examples |= listing.examples
     names = tuple(sorted(classes))
-    every = Listing(tuple(files.values()), tuple(notes), names, tuple(quarantine), known, frozenset(moved), examples)
+    spelled = merged_spellings(spelling for each in listed for spelling in each.listing.spelled)
+    every = Listing(
+        tuple(files.values()),
+        tuple(notes),
+        names,
+        tuple(quarantine),
+        known,
+        frozenset(moved),
+        examples,
+        spelled=spelled,
+    )
     return replace(every, classes=tuple(sorted(classes, key=int))) if every.numbered else every
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from kresume.errors import ImagesError
 from kresume.images.sources import class_folders
 from kresume.images.sources.class_folders import describe_left_out, walk
+from kresume.images.sources.folder_order import Spelled, spelled_in
 from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Source, Top
 from kresume.images.sources.names import ending
 from kresume.images.sources.trees import InArchive, pieces_of
@@ -147,6 +148,7 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
         notes += (*_notes_on_labels(tree, own, given), *about_keys)
     labels: dict[str, tuple[str, str | None]]
     tops: tuple[Top, ...] = ()
+    spelled: tuple[Spelled, ...] = ()
     if not source.labelled:
         labels = {picture.path: (NO_CLASS, None) for picture in walk(tree, tree.root, left_out, labelled=False)}
     elif own:
@@ -154,6 +156,7 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
     else:
         _refuse_arrays(last, given)
         folders, about_folders, tops = class_folders.find(tree, source)
+        spelled = spelled_in((folder.label, folder.split) for folder in folders)
         labels = {
             picture.path: (folder.label, folder.split)
             for folder in folders
@@ -183,7 +186,7 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
     if not found:
         expected = ": expected one folder per class in it, or WebDataset pairs" if source.labelled else ""
         raise ImagesError(f"{given} contains no images{expected}")
-    return Listing(found, tuple(notes), tuple(sorted({each.label for each in found})), tops=tops)
+    return Listing(found, tuple(notes), tuple(sorted({each.label for each in found})), tops=tops, spelled=spelled)
 
 
 def _last(members: list[_Member]) -> dict[str, _Member]:

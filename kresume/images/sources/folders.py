@@ -9,6 +9,7 @@ from kresume.class_names import show_classes
 from kresume.errors import ImagesError
 from kresume.images.sources import class_folders
 from kresume.images.sources.class_folders import NOWHERE, describe_left_out, walk
+from kresume.images.sources.folder_order import spelled_in
 from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Quarantined, Source
 from kresume.images.sources.trees import OnDisk
 from kresume.spelling import counted
@@ -50,7 +51,8 @@ def list_source(source: Source, advance: Advance) -> Listing:
         others = "".join(f": {note.rpartition(': ')[2]} there" for note in skipped[:1])
         others += f"; {counted(len(gone), 'link')} to files that are not there" if gone else ""
         raise ImagesError(f"{given} has the class folders {', '.join(classes)}, but they contain no images{others}")
-    return Listing(tuple(found), (*notes, *skipped), classes, tuple(gone), tops=tops)
+    spelled = spelled_in((folder.label, folder.split) for folder in folders)
+    return Listing(tuple(found), (*notes, *skipped), classes, tuple(gone), tops=tops, spelled=spelled)
 
 
 def walk_without_classes(source: Source, left_out: Counter[str]) -> Iterator[Found]:

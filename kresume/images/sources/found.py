@@ -159,6 +159,7 @@ class Listing:
         moved: the folders of `Source.moves` from which images of a list have moved.
         examples: True if some of them are examples of a TFRecord.
         tops: the single folders above the class folders of one source, the highest first.
+        spelled: names of class folders by the names of the classes, see `folder_order`; several if sources differ.
     """
 
     files: tuple[Found, ...]
@@ -169,6 +170,7 @@ class Listing:
     moved: frozenset[str] = frozenset()
     examples: bool = False
     tops: tuple[Top, ...] = ()
+    spelled: tuple[Mapping[str, str], ...] = ()
 
     @property
     def numbered(self) -> bool:

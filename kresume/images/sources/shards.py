@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from kresume.images.sources.folder_order import merged_spellings
 from kresume.images.sources.found import Advance, Found, Listing, Quarantined, Source
 from kresume.images.sources.names import hidden, may_be_picture
 from kresume.images.sources.top_folders import Listed, merged, settle
@@ -73,6 +74,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
         tuple(quarantine),
         examples=examples,
         tops=merged(top for shown in settled for top in shown.listing.tops),
+        spelled=merged_spellings(each for shown in settled for each in shown.listing.spelled),
     )
 
 

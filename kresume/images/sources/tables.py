@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kresume.errors import ImagesError
+from kresume.images.sources.folder_order import spelled_by
 from kresume.images.sources.found import STREAM_CODINGS, Advance, Facts, Found, Listing, Quarantined, Source, key_of_row
 from kresume.storage import locations
 from kresume.storage.damage import interpreting, reason
@@ -175,4 +176,6 @@ def _listing(source: Source, table: pa.Table, advance: Advance) -> Listing:
         else []
     )
     labels = tuple(sorted({each.label for each in found}))
-    return Listing(tuple(found), tuple(notes), labels, tuple(gone), known, moved=frozenset(moved))
+    return Listing(
+        tuple(found), tuple(notes), labels, tuple(gone), known, moved=frozenset(moved), spelled=spelled_by(found)
+    )

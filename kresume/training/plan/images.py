@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.run import named
-from kresume.class_names import join_classes, read_classes, show_classes
+from kresume.class_names import as_known, join_classes, read_classes, show_classes
 from kresume.errors import ImagesError, NothingNew, UsageError
 from kresume.images import collect, conflicts, corrections, keras_split, merging
 from kresume.images.cache import Cache, listings_of
@@ -22,6 +22,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.merging import Merge
 from kresume.images.remembered import without_missing
 from kresume.images.sources import Quarantined
+from kresume.images.sources.folder_order import assumed_order, check_one_order
 from kresume.images.sources.found import ONE_LABEL, STREAM_CODINGS
 from kresume.images.sources.moves import Moves
 from kresume.images.sources.records import parse_features
@@ -109,7 +110,7 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
         return (read_classes(config.classes), "--classes") if config.classes else (names, "the class folders, sorted")
     pinned = parent.card.classes if parent is not None and parent.card is not None else None
     if config.classes is not None:
-        asked = read_classes(config.classes)
+        asked = as_known(read_classes(config.classes), pinned or ())
         if pinned is not None and config.grow and asked[: len(pinned)] == pinned:
             return pinned, "the parent's"
         if pinned is not None and config.partial and len(asked) > len(pinned) and asked[: len(pinned)] == pinned:
@@ -128,9 +129,13 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
         return tuple(named), "the checkpoint's"
     listing = sources.data or sources.add
     check_one_kind(listing)
-    names = listing.classes if listing is not None else ()
     reason = "the class folders, sorted"
-    return names, reason if parent is None else f"assumed: {reason}; {option('classes', 'a,b,c')} sets another order"
+    if parent is None or listing is None:
+        return listing.classes if listing is not None else (), reason
+    check_one_order(listing, parent.state.source)
+    names = assumed_order(listing)
+    reason += "" if names == listing.classes else " by their names as Keras reads them"
+    return names, f"assumed: {reason}; {option('classes', 'a,b,c')} sets another order"
 
 
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECASE)
