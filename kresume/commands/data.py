@@ -67,13 +67,22 @@ def check(
     from kresume.reporter import Reporter
     from kresume.reports import data as report
     from kresume.reports.data_check import check
-    from kresume.runs import open_run
+    from kresume.runs import dropped_by, open_run
 
     parent = (find_run(run) or open_run(run)) if run else None
     against = remembered(parent.path) if parent else None
     away = read_away(parent.path, parent.record.away) if parent else None
     features = parse_features(tuple(feature))
-    scanned = report.scan(paths, Reporter(), val=val, against=against, ever=away, features=features, cache=cache)
+    scanned = report.scan(
+        paths,
+        Reporter(),
+        val=val,
+        against=against,
+        ever=away,
+        features=features,
+        cache=cache,
+        dropped=dropped_by(parent) if parent else frozenset(),
+    )
     checked = check(scanned)
     print_result(checked, as_json)
     return 1 if checked.problems else 0

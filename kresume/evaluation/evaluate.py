@@ -263,7 +263,7 @@ def _collect(opened: Loaded | Served, listed: Sources, cache: str | None, report
             f"{option('against', str(opened.subject.checkpoint))}: there their images count as wrong for this one"
         )
     store = None if isinstance(opened, Served) else open_cache(spec, cache)
-    collected = collect(listed, spec, store, reporter)
+    collected = collect(listed, spec, store, reporter, unkept=runs.dropped_by(run) if run else frozenset())
     merge = merging.merge(None, collected.data, None, None, classes=names, val_split=None, generation=0)
     manifest, known = _with_origins(merge.manifest, run)
     generation, broken = run.generation if run else 0, len(collected.quarantine)

@@ -166,6 +166,7 @@ def collect(
     doing: str = "preparing",
     pixels: bool = True,
     writes: bool = True,
+    unkept: Collection[str] = frozenset(),
 ) -> Collected:
     """Reads every listed file once, unless its facts are known.
 
@@ -178,6 +179,7 @@ def collect(
         doing: what the progress bars say.
         pixels: False writes facts beside the cache but no pixels into it.
         writes: False writes nothing at all.
+        unkept: SHA-256s of images of which the cache keeps nothing: they were dropped.
 
     Raises:
         ImagesError: images of a compressed archive do not fit into the cache, or its index is damaged.
@@ -197,6 +199,7 @@ def collect(
             label=f"{doing} {role}",
             writes=writes,
             pixels=pixels,
+            unkept=unkept,
         )
         quarantine.extend((*listing.quarantine, *done.quarantine))
         return done
@@ -317,6 +320,7 @@ def decode_recorded(
     *,
     needs_all: bool = True,
     process: Process = ALONE,
+    unkept: Collection[str] = frozenset(),
 ) -> None:
     """Decodes recorded images that the cache does not hold (another machine, another size).
 
@@ -327,11 +331,15 @@ def decode_recorded(
         reporter: shows progress.
         needs_all: False ignores unreadable images: a run that has begun continues without them, and readers name them.
         process: which process this is; it decodes its share.
+        unkept: SHA-256s of images that are dropped.
 
     Raises:
         ImagesError: an image cannot be read, and `needs_all` is True.
     """
-    missing = recorded.found(np.nonzero(cache.find(recorded.sha256s) < 0)[0])[process.index :: process.count]
+    absent = cache.find(recorded.sha256s) < 0
+    if unkept:
+        absent &= ~np.isin(recorded.sha256s, np.array(sorted(unkept), "S64"))
+    missing = recorded.found(np.nonzero(absent)[0])[process.index :: process.count]
     gone = {path for path in dict.fromkeys(file.path for file in missing) if not locations.exists(path)}
     if gone and needs_all:
         first = next(file.path for file in missing if file.path in gone)

@@ -105,11 +105,11 @@ def _spellings(line: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(locations.absolute(each) for each in (line, bare, bare.replace("\\", "/"))))
 
 
-def forget(cache: Cache, sha256s: Collection[str]) -> int:
+def forget(cache: Cache, sha256s: Collection[str]) -> set[str]:
     """Removes images from a cache: their pixels of every size, and their thumbnails.
 
     Returns:
-        The number of images that the cache held.
+        The SHA-256s of the images of which the cache held pixels.
     """
     root = cache.folder.parent
     forgotten = cache.forget(sha256s)
@@ -120,7 +120,7 @@ def forget(cache: Cache, sha256s: Collection[str]) -> int:
             other.refresh()
             forgotten |= other.forget(sha256s)
     forget_facts(root, sha256s)
-    return len(forgotten)
+    return forgotten
 
 
 def _is_hash(text: str) -> bool:

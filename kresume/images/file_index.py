@@ -125,10 +125,16 @@ class FileIndex:
     def remove(self, sha256s: Collection[str]) -> None:
         """Removes the facts of images."""
         with self._connect() as connection:
+            connection.execute("PRAGMA secure_delete = ON")  # a process may be killed before VACUUM
+            asked, gone = sorted(sha256s), 0
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany("DELETE FROM images WHERE sha256 = ?", ((sha256,) for sha256 in sha256s))
+            for start in range(0, len(asked), 500):  # each statement reads the whole table
+                part = asked[start : start + 500]
+                marks = ",".join("?" * len(part))
+                gone += connection.execute(f"DELETE FROM images WHERE sha256 IN ({marks})", part).rowcount
             connection.execute("COMMIT")
-            connection.execute("VACUUM")  # otherwise deleted data stay in the file's free pages
+            if gone:
+                connection.execute("VACUUM")  # otherwise deleted data stay in the file's free pages
 
     def write(self, rows: Iterable[tuple[Found, Facts]]) -> None:
         """Adds the facts of files, or replaces them."""

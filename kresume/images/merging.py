@@ -48,7 +48,7 @@ class MergeFacts:
         notes: messages for the user.
         relabels: images that now have another label and no longer the old one, as (path, old label, label).
         leaks: near-duplicates across the training / validation split, each with its outcome.
-        dropped: number of distinct images that `--drop` removed or kept out.
+        dropped_sha256s: SHA-256s of the images that `drop` removed or kept out.
         both: images given for validation that were also given for training or were trained on, as (path, other path,
             outcome).
         unrecorded: number of images that were given as old ones and that the parent does not have.
@@ -64,12 +64,17 @@ class MergeFacts:
     notes: tuple[str, ...] = ()
     relabels: tuple[tuple[str, str, str], ...] = ()
     leaks: tuple[Leak, ...] = ()
-    dropped: int = 0
+    dropped_sha256s: frozenset[str] = frozenset()
     both: tuple[tuple[str, str, str], ...] = ()
     undecided: tuple[tuple[str, str, str], ...] = ()
     unrecorded: int = 0
     withheld: int = 0
     back: int = 0
+
+    @property
+    def dropped(self) -> int:
+        """Counts the distinct images that `drop` removed or kept out."""
+        return len(self.dropped_sha256s)
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,9 @@ def merge(
         notes=tuple(notes),
         relabels=labels.relabels,
         leaks=splits.leaks,
-        dropped=len(dropped | forgotten | ({*beside.column("sha256").to_pylist()} & {*drop} if drop else set())),
+        dropped_sha256s=frozenset(
+            dropped | forgotten | ({*beside.column("sha256").to_pylist()} & {*drop} if drop else set())
+        ),
         both=both,
         undecided=labels.undecided,
         withheld=sum(rows[content] >= 0 for content in left_out),

@@ -19,7 +19,7 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -103,6 +103,7 @@ def prepare(
     writes: bool = True,
     pixels: bool = True,
     others: int = 0,
+    unkept: Collection[str] = frozenset(),
 ) -> Prepared:
     """Reads every listed file that is not known yet, once.
 
@@ -116,6 +117,7 @@ def prepare(
         writes: False writes neither pixels nor facts, for commands that only inspect.
         pixels: False writes facts beside the cache but no pixels into it.
         others: number of images that the cache must hold in addition to these.
+        unkept: SHA-256s of images of which neither pixels nor facts are written: they were dropped.
 
     Returns:
         The usable images and the quarantined files.
@@ -127,7 +129,7 @@ def prepare(
     index = trouble.open(cache.folder.parent, spec, writes) if cache is not None else None
     cache = cache if writes and pixels else None
     facts, stale = _remembered(listed, known or {}, index)
-    wanted = _to_read(facts, cache)
+    wanted = _to_read(facts, cache, unkept)
     if cache is not None and wanted and (short := _too_little_room(cache, len(wanted), others + len(listed))):
         trouble.not_kept(short, [listed[position] for position in wanted])
         cache = None
@@ -137,7 +139,8 @@ def prepare(
     with reporter.progress(label, len(wanted), "images") as advance:
         read = [listed[position] for position in wanted]
         refused = partial(trouble.refused, read)
-        for position, outcome in _read_all(read, wanted, spec, cache, advance, _with_pixels(stale, cache), refused):
+        held = _with_pixels(stale, cache)
+        for position, outcome in _read_all(read, wanted, spec, cache, advance, held, refused, unkept):
             if isinstance(outcome, str):
                 reasons[position] = outcome
                 facts[position] = None
@@ -145,7 +148,8 @@ def prepare(
                 facts[position], was_decoded = outcome
                 decoded += was_decoded
     if writes:
-        trouble.write(index, ((listed[each], fact) for each in wanted if (fact := facts[each]) is not None))
+        fresh = ((listed[each], fact) for each in wanted if (fact := facts[each]) is not None)
+        trouble.write(index, ((found, fact) for found, fact in fresh if fact.sha256 not in unkept))
     images = tuple(Image(found, fact) for found, fact in zip(listed, facts, strict=True) if fact is not None)
     quarantine = tuple(
         Quarantined(listed[position].name, listed[position].label, reason)
@@ -201,11 +205,12 @@ def _with_pixels(stale: Mapping[int, Facts], cache: Cache | None) -> Mapping[int
     return {position: fact for (position, fact), there in zip(stale.items(), held, strict=True) if there}
 
 
-def _to_read(facts: Sequence[Facts | None], cache: Cache | None) -> list[int]:
+def _to_read(facts: Sequence[Facts | None], cache: Cache | None, unkept: Collection[str]) -> list[int]:
+    """Returns the positions of files without facts, and of those whose pixels the cache shall get."""
     unknown = np.array([fact is None for fact in facts], bool)
     if cache is not None and len(facts):
-        absent = cache.find([fact.sha256 if fact is not None else "" for fact in facts]) < 0
-        unknown |= absent
+        hashes = [fact.sha256 if fact is not None else "" for fact in facts]
+        unknown |= (cache.find(hashes) < 0) & np.array([each not in unkept for each in hashes], bool)
     return [int(position) for position in np.nonzero(unknown)[0]]
 
 
@@ -225,6 +230,7 @@ def _read_all(
     advance: Callable[[int], None],
     stale: Mapping[int, Facts],
     refused: Callable[[OSError], None],
+    unkept: Collection[str],
 ) -> Iterator[tuple[int, str | tuple[Facts, bool]]]:
     """Yields each image's position and its facts, or why it is unusable.
 
@@ -232,7 +238,7 @@ def _read_all(
     """
     if not listed:
         return
-    in_cache = set()
+    in_cache = set(unkept)  # as if they were
     workers = (os.cpu_count() or 1) + WAITING
     with ExitStack() as stack:
         writer = stack.enter_context(cache.writer(refused)) if cache is not None else None

@@ -45,6 +45,7 @@ def without_missing(
     given: Mapping[str, str] | None = None,
     *,
     writes: bool = True,
+    unkept: Collection[str] = frozenset(),
 ) -> tuple[Manifest, list[str]]:
     """Applies `--on-missing`: returns the images that can be trained on.
 
@@ -58,6 +59,7 @@ def without_missing(
         drop: paths and SHA-256s to forget; they may be missing.
         given: SHA-256s of the images that are given now, by `Found.key`. A missing image among them has only moved.
         writes: False writes nothing to the cache.
+        unkept: SHA-256s of images of which the cache keeps nothing.
 
     Returns:
         `(the manifest, notes for the user)`. Unchanged images in changed files have the current size, time and stamp.
@@ -74,7 +76,7 @@ def without_missing(
     held = np.array([sha or "" for sha in now], "S64")  # what the place of each image holds, as far as it was given
     changed = ~gone & (files != recorded).any(axis=1) & (held == b"")
     rows = np.nonzero(changed)[0]
-    held[rows] = contents_now(manifest, rows, files, spec, cache, reporter, writes=writes)
+    held[rows] = contents_now(manifest, rows, files, spec, cache, reporter, writes=writes, unkept=unkept)
     manifest = with_files(manifest, rows[held[rows] == manifest.sha256s[rows]], files)
     replaced = ~gone & (held != manifest.sha256s) & (changed | (held != b""))
     missing = np.nonzero(gone | replaced)[0]
@@ -166,6 +168,7 @@ def contents_now(
     reporter: Reporter,
     *,
     writes: bool,
+    unkept: Collection[str] = frozenset(),
 ) -> np.ndarray:
     """Reads what the places of these rows hold today.
 
@@ -180,7 +183,7 @@ def contents_now(
     ]
     label = "checking recorded images in changed files"
     known = manifest.known_files(listed)
-    read = prepare(listed, spec, cache, reporter, known=known, label=label, writes=writes)
+    read = prepare(listed, spec, cache, reporter, known=known, label=label, writes=writes, unkept=unkept)
     hashes = {image.found.key: image.facts.sha256 for image in read.images}
     return np.array([hashes.get(found.key, "") for found in listed], "S64")
 

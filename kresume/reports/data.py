@@ -10,7 +10,7 @@ Unchanged files are not read again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,7 @@ def scan(
     ever: Manifest | None = None,
     features: Mapping[str, str] | None = None,
     cache: str | None = None,
+    dropped: Collection[str] = frozenset(),
 ) -> Scanned:
     """Scans sources of images.
 
@@ -87,6 +88,7 @@ def scan(
         ever: images that its run or an earlier generation recorded.
         features: names of TFRecord features by role.
         cache: where facts about files are remembered: a folder, `"off"` for nowhere, or None for the default folder.
+        dropped: SHA-256s of images that the run dropped: their facts are not remembered.
 
     Raises:
         ImagesError: a source is missing, or none of its files can be used.
@@ -101,7 +103,7 @@ def scan(
     check_features(features, sources)
     if against is not None:
         sources = sources.named(against.classes)
-    collected = collect(sources, spec, store, reporter, recorded=against, doing="reading", pixels=False)
+    collected = collect(sources, spec, store, reporter, recorded=against, doing="reading", pixels=False, unkept=dropped)
     images, validating, quarantine = collected.data, collected.val, collected.quarantine
     had = against.classes if against is not None else ()
     classes = tuple(dict.fromkeys((*had, *(name for listing in sources for name in listing.classes))))

@@ -175,6 +175,7 @@ class Watch:
         images = [image for part in prepared for image in part]
         back = {image.facts.sha256: image.found for image in images if known.left(image)}
         fresh = [Prepared(tuple(image for image in part if not known.left(image)), (), 0, 0) for part in prepared]
+        self._drop_named(fresh)
         merge = merging.merge(
             everything,
             None,
@@ -183,7 +184,7 @@ class Watch:
             classes=self._classes,
             val_split=val_split_of(self._config),
             generation=self._generation,
-            drop=self._dropped | corrections.hashes_in(self._drop, None, *fresh)[0],
+            drop=self._dropped,
             ever=self._away,
             fills=False,
             told_before=self._config.data or (),
@@ -256,12 +257,27 @@ class Watch:
             poll()
             part = ready[start : start + PART]
             done = prepare(
-                part, self._spec, self._cache, self._reporter, label="preparing arrivals", others=others + start
+                part,
+                self._spec,
+                self._cache,
+                self._reporter,
+                label="preparing arrivals",
+                others=others + start,
+                unkept=self._dropped,
             )
             for row in done.quarantine:
                 self._name_unusable(row)
             images += [image for image in done.images if self._joins(image, known)]
         return images
+
+    def _drop_named(self, fresh: Sequence[Prepared]) -> None:
+        """Drops the new images that lines of `--drop` name by path; reading them decoded them."""
+        named = corrections.hashes_in(self._drop, None, *fresh)[0] - self._dropped
+        self._dropped |= named
+        if named and self._cache is not None:
+            another = Cache(self._cache.folder, self._spec)  # readers hold indices into the rows of this one
+            another.refresh()
+            corrections.forget(another, named)
 
     def _joins(self, image: Image, known: _Known) -> bool:
         """Returns True if the image is new to the run and its file unchanged since listing."""

@@ -34,6 +34,7 @@ from kresume.training.plan.averaging import check_average
 from kresume.training.plan.before import score_parent
 from kresume.training.plan.describe import describe
 from kresume.training.plan.draft import Data, Draft, Loaded
+from kresume.training.plan.dropping import known_dropped, remembered
 from kresume.training.plan.feeding import decide_feeding
 from kresume.training.plan.freezing import decide_freezing, head_steps
 from kresume.training.plan.fresh_head import is_pretrained, pretrained_live, saved_outputs, without_images
@@ -42,13 +43,13 @@ from kresume.training.plan.helping import share_out
 from kresume.training.plan.images import (
     Gathered,
     check_outputs,
-    corrects,
     decide_classes,
     gather,
     list_sources,
 )
 from kresume.training.plan.judging import check_judging, check_measurable
 from kresume.training.plan.known_classes import known_classes
+from kresume.training.plan.merge_checks import corrects
 from kresume.training.plan.mixture import decide_order
 from kresume.training.plan.parent import (
     Parent,
@@ -231,7 +232,9 @@ def update_data(start: Start, loaded: Loaded, sources: Sources, reporter: Report
     spec = feeding.spec
     cache = open_cache(spec, settings_of(config).cache, cache_limit(config), writes=writes)
     if writes:
-        share_out(sources, spec, cache, reporter)
+        share_out(
+            sources, spec, cache, reporter, known_dropped(config, parent, remembered(config, parent, sources)).hashes
+        )
     gathered = gather(config, parent, sources, loaded.classes, spec, cache, loaded.generation, reporter, writes=writes)
     check_measurable(config, parent, gathered.manifest, loaded.generation)
     if loaded.growth is not None:
@@ -283,6 +286,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         and (
             _count_new(gathered, generation) + gathered.merge.facts.unrecorded > 0
             or corrects(config, gathered.merge)
+            or bool(config.add is not None and gathered.removed)  # otherwise a command that runs each week would fail
             or loaded.growth is not None
             or bool(config.watch and config.add)  # its images may come later
         ),

@@ -20,20 +20,21 @@ from kresume.images.cache import Cache, listings_of
 from kresume.images.collect import Sources, check_one_kind
 from kresume.images.manifest import Manifest
 from kresume.images.merging import Merge
+from kresume.images.prepare import Prepared
 from kresume.images.remembered import without_missing
 from kresume.images.sources import Quarantined
 from kresume.images.sources.folder_order import assumed_order, check_one_order
-from kresume.images.sources.found import ONE_LABEL, STREAM_CODINGS
+from kresume.images.sources.found import STREAM_CODINGS
 from kresume.images.sources.moves import Moves
 from kresume.images.sources.records import parse_features
 from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
-from kresume.runs import dropped_by
 from kresume.spelling import counted, option, respelled
 from kresume.tasks.table import class_count
-from kresume.training.plan.growth import ways_on
+from kresume.training.plan import dropping
 from kresume.training.plan.known_classes import known_classes
+from kresume.training.plan.merge_checks import check_left, check_merge, check_new
 from kresume.training.plan.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
 
@@ -48,6 +49,7 @@ class Gathered:
         quarantine: files that could not be used, each with its reason.
         notes: notes for the user from listing and corrections.
         dropped: SHA-256s of images that this run or an earlier one dropped; they never join again.
+        removed: number of images that the parent still has and this run drops.
     """
 
     manifest: Manifest
@@ -55,6 +57,7 @@ class Gathered:
     quarantine: tuple[Quarantined, ...]
     notes: tuple[str, ...]
     dropped: tuple[str, ...]
+    removed: int = 0
 
 
 def list_sources(config: TrainConfig, reporter: Reporter, *, writes: bool = True) -> Sources:
@@ -206,29 +209,35 @@ def gather(
         NothingNew: `--add` holds nothing that the parent does not know already.
         UsageError: an option is invalid.
     """
-    remembered = parent.manifest if parent is not None else None
-    drop = corrections.read_drop(config.drop)
-    dropped = corrections.all_spellings(drop)
-    remembered = corrections.remap(remembered, Moves.parse(config.remap), sources.moved)
+    remembered = dropping.remembered(config, parent, sources)
+    dropped = dropping.known_dropped(config, parent, remembered)
+    unkept = dropped.hashes
     _check_streams(sources, cache, writes)
-    collected = collect.collect(sources.named(classes), spec, cache, reporter, recorded=remembered, writes=writes)
+    collected = collect.collect(
+        sources.named(classes), spec, cache, reporter, recorded=remembered, writes=writes, unkept=unkept
+    )
     data, add, val = collected.data, collected.add, collected.val
     notes = [*collected.notes]
     if remembered is not None and data is None:
-        images = [image for part in (add, val) if part is not None for image in part.images]
-        given = {image.found.key: image.facts.sha256 for image in images}
-        policy = settings_of(config).on_missing
         remembered, more = without_missing(
-            remembered, spec, cache, reporter, policy, named(str(config.from_)), dropped, given, writes=writes
+            remembered,
+            spec,
+            cache,
+            reporter,
+            settings_of(config).on_missing,
+            named(str(config.from_)),
+            corrections.all_spellings(dropped.lines),
+            contents_of(add, val),
+            writes=writes,
+            unkept=unkept,
         )
         notes += more
     _check_strict(config, collected.quarantine)
+    dropped = dropped.found(remembered, data, add, val)
     if data is None and remembered is not None and cache is not None and writes:
-        collect.decode_recorded(remembered, spec, cache, reporter)
-    hashes, nowhere = corrections.hashes_in(drop, remembered, data, add, val)
-    before = dropped_by(parent.run) if parent is not None and parent.run is not None else set()
-    if drop and not before and not config.watch:  # an earlier run may have dropped them; they may arrive later
-        corrections.check_found(drop, nowhere, str(config.drop))
+        collect.decode_recorded(remembered, spec, cache, reporter, unkept=dropped.hashes)
+    if dropped.lines and not dropped.before and not config.watch:  # they may be of an earlier run, or arrive later
+        corrections.check_found(dropped.lines, dropped.nowhere, str(config.drop))
     merge = merging.merge(
         remembered,
         data,
@@ -238,28 +247,28 @@ def gather(
         val_split=val_split_of(config),
         generation=generation,
         on_conflict=settings_of(config).on_conflict,
-        drop=hashes | before,
+        drop=dropped.hashes,
         held_out=keras_split.held_out(config.val_like, config.data) if config.val_like else None,
         ever=parent.ever if parent is not None else None,
         seen=parent is not None and parent.manifest is None and not config.new_head,
     )
-    _check_merge(config, parent, merge, classes, collected.quarantine)
-    if drop:
-        forgotten = corrections.forget(cache, hashes) if cache is not None and writes else 0
-        notes.append(
-            f"{counted(merge.facts.dropped, 'image')} dropped ({option('drop')}), {forgotten:,} of them from the cache"
-        )
-        if nowhere:
-            without = f"{counted(len(nowhere), 'line')} of {option('drop', config.drop)} without an image"
-            notes.append(f"{without}; {corrections.first_of(nowhere)}")
-    elif merge.facts.dropped:
-        notes.append(
-            f"{counted(merge.facts.dropped, 'image', 'is', 'are')} left out, because an earlier run dropped "
-            f"{'it' if merge.facts.dropped == 1 else 'them'}"
-        )
+    check_merge(config, parent, merge, classes)
+    try:
+        check_new(config, parent, merge, dropped, collected.quarantine)
+    except NothingNew:  # a copy that a line names by its path was decoded to read its content
+        dropped.forget(cache if writes else None)
+        raise
+    check_left(merge)
+    notes += dropped.describe(merge.facts, dropped.forget(cache) if writes else None)
     notes += _describe_unsplit(config, sources)
     quarantine = (*collected.quarantine, *_quarantined_conflicts(merge))
-    return Gathered(merge.manifest, merge, quarantine, tuple(notes), tuple(sorted(hashes | before)))
+    kept_out, removed = tuple(sorted(dropped.hashes)), dropped.removed(parent)
+    return Gathered(merge.manifest, merge, quarantine, tuple(notes), kept_out, removed)
+
+
+def contents_of(*prepared: Prepared | None) -> dict[str, str]:
+    """Returns the SHA-256s of prepared images by `Found.key`."""
+    return {image.found.key: image.facts.sha256 for part in prepared if part is not None for image in part.images}
 
 
 def _describe_unsplit(config: TrainConfig, sources: Sources) -> list[str]:
@@ -309,66 +318,6 @@ def _check_streams(sources: Sources, cache: Cache | None, writes: bool) -> None:
         raise ImagesError(
             f"{packed} is compressed as a whole, so its images must be cached: leave {option('cache', 'off')} out, or "
             "decompress the file"
-        )
-
-
-def corrects(config: TrainConfig, merge: Merge) -> bool:
-    """Returns True if the labels of old images changed."""
-    return bool(merge.facts.relabels) or (config.on_conflict == "new" and bool(merge.facts.conflicts))
-
-
-def _check_merge(
-    config: TrainConfig,
-    parent: Parent | None,
-    merge: Merge,
-    classes: Sequence[str],
-    quarantine: Sequence[Quarantined],
-) -> None:
-    if merge.facts.unknown:
-        unknown = ", ".join(
-            f"{name!r} ({counted(count, 'image')})" for name, count in sorted(merge.facts.unknown.items())
-        )
-        grown = config.grow if isinstance(config.grow, tuple) else ()
-        knows = ", ".join(repr(name) for name in classes if name not in grown)
-        raise ImagesError(
-            f"classes that the model does not know: {unknown}; it knows {knows}. "
-            f"{ways_on(config, parent, merge.facts.unknown, classes)}"
-        )
-    facts = merge.facts
-    changed = facts.added or facts.back or corrects(config, merge)
-    empty = config.watch and not collect.without_empty(config.add)  # a watched folder may start empty
-    if config.add and parent is not None and parent.manifest is not None and not changed and not empty:
-        problems = []
-        if quarantine:
-            problems.append(
-                f"{counted(len(quarantine), 'file')} cannot be used, the first is {quarantine[0].path}: {quarantine[0].reason}"
-            )
-        if facts.conflicts:
-            path, label, other = facts.conflicts[0]
-            problems.append(
-                f"{len(facts.conflicts):,} have another label than before or in another source, the first is {path}: {label}, "
-                f"and {other} elsewhere ({option('on-conflict', 'new')} uses the new label)"
-            )
-        if facts.dropped:
-            problems.append(f"{counted(facts.dropped, 'image', 'was', 'were')} dropped, now or before")
-        parent_name = named(str(config.from_))
-        inside = ", ".join((*(config.data or ()), *config.add, *(config.val or ())))
-        if problems:
-            raise NothingNew(
-                f"nothing new that can be used: {facts.known:,} images in {inside} are already in {parent_name}; "
-                f"{'; '.join(problems)}"
-            )
-        raise NothingNew(f"nothing new: all {facts.known:,} images in {inside} are already in {parent_name}")
-    if len(merge.manifest.train_rows()) == 0:
-        doubled = (
-            f"{counted(len(facts.conflicts), 'file', 'has', 'have')} two labels ({option('on-conflict', 'new')} uses the newer "
-            f"one, where one is newer), and {ONE_LABEL}; "
-            if facts.conflicts
-            else ""
-        )
-        raise ImagesError(
-            f"no image is left to train on: {doubled}check the quarantine and {option('val-split')}, or give more images with "
-            f"{option('data')} or {option('add')}"
         )
 
 
