@@ -375,7 +375,7 @@ def _names_outputs(model: Loaded | Served) -> bool:
     """Returns True if a model records the names of its outputs."""
     if isinstance(model, Served):
         return labels_of(model.folder) is not None
-    return model.state.card is not None
+    return model.state.card is not None or (model.subject.classes is None and bool(model.state.records.get("classes")))
 
 
 UNDECODED = DecodeSpec(64, 64)

@@ -253,7 +253,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     runs_own = code_of(run.record.options) if run is not None else ()
     subject = replace(subject, imports=tuple(dict.fromkeys([*ours, *runs_own])))
     card = state.card
-    recorded = card.classes if card else ()
+    recorded = card.classes if card else tuple(state.records.get("classes") or ())
     given = as_known(subject.classes, recorded) if subject.classes else recorded
     names = given or tuple(fallback_classes or ())
     model, own_optimizer, averages, matched = _filled(subject, state, card, len(given), len(names))

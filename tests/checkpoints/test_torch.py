@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -727,6 +728,27 @@ def test_classes_that_a_script_kept_are_the_order_of_the_outputs(tmp_path, pictu
     sources = list_sources(config, Reporter(quiet=True))
     found, reason = decide_classes(config, Parent(state, None, None), sources)
     assert (found, reason) == (("stripes", "square", "circle"), "the checkpoint's")
+
+
+@pytest.mark.one_backend(trains=True)
+def test_classes_that_a_script_kept_are_read_by_eval_and_predict_too(tmp_path):
+    """`eval`, `predict` and `export` take the outputs as `train` does; a given order wins."""
+    torch = pytest.importorskip("torch")
+    from kresume.models.load import Subject, load
+
+    (tmp_path / "twin.py").write_text(
+        "import keras\n"
+        "def build(num_classes=3):\n"
+        "    layers = [keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(num_classes)]\n"
+        "    return keras.Sequential(layers)\n"
+    )
+    saved = {"model_state_dict": torch.nn.Linear(3, 3).state_dict(), "classes": ["stripes", "circle", "square"]}
+    torch.save(saved, tmp_path / "a.pth")
+    subject = Subject(str(tmp_path / "a.pth"), model=f"{tmp_path / 'twin.py'}:build", pixels="0-255")
+    names = ("circle", "square", "stripes")
+    assert load(subject, fallback_classes=names).card.classes == ("stripes", "circle", "square")
+    assert load(subject).card.classes == ("stripes", "circle", "square")
+    assert load(replace(subject, classes=names)).card.classes == names
 
 
 @pytest.mark.parametrize(
