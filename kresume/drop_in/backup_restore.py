@@ -16,10 +16,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
@@ -30,6 +32,7 @@ from kresume.drop_in import (
     lasting_metrics,
     optimizer_changes,
     other_optimizers,
+    own_state,
     script_record,
 )
 from kresume.drop_in.fit_call import FitCall
@@ -37,7 +40,6 @@ from kresume.drop_in.restore_target import Target
 from kresume.drop_in.stream import Stream
 from kresume.drop_in.why_ended import why_ended
 from kresume.errors import CheckpointError, UsageError
-from kresume.models import other_variables
 from kresume.training.loop import callback_state
 from kresume.training.loop.fit import assign_state, build_from_spec, groups_of
 from kresume.values.state import TrainState
@@ -162,22 +164,13 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     with _naming(target.backup_dir, ANOTHER_FOLDER):
         moved = assign_state(model, state, metrics=averages, same_weights=False, way_on=ANOTHER_FOLDER)
     messages += lasting_metrics.restore(model, target.call, groups.get("metrics", ()))
+    messages += own_state.restore(model, target.callbacks, records, groups)
     messages += callback_state.apply(target.callbacks, records["callbacks"], groups.get("callbacks", []))
     messages += optimizer_changes.describe(records.get("optimizer"), target.script.optimizer)
     messages += [*moved, *_keep_compiled_rate(model, target.compiled_rate, records.get("compiled_rate"))]
-    messages += other_variables.restore(model, records, groups)
     with _naming(target.backup_dir):
         messages += other_optimizers.restore(model, records.get("other_optimizers"), groups.get("other_optimizers", []))
-    rate = rate_of(model) if batch else None
-
-    def as_before(callbacks: Sequence[Any]) -> None:
-        generators.restore(records.get("generators_at_epoch") or records.get("generators"))
-        callback_state.apply(callbacks, records["callbacks"], groups.get("callbacks", []))
-        if rate is not None:
-            live_state.inner(model.optimizer).learning_rate = rate
-        if averages:
-            live_state.assign(model.metrics_variables, groups["metrics"])
-
+    as_before = partial(_restore_again, model, records, groups, rate_of(model), averages)
     messages += _of_machine(records)
     new_images = _adopt_data(records, target, epoch, batch)
     messages += [new_images] if new_images else []
@@ -205,6 +198,33 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         ahead,
         bool(ended and records["stopped"] and not ahead),
     )
+
+
+def _restore_again(
+    model: Any,
+    records: Mapping[str, Any],
+    groups: Mapping[str, Sequence[np.ndarray]],
+    rate: float | None,
+    averages: bool,
+    callbacks: Sequence[Any],
+) -> None:
+    """Restores what other callbacks changed when they heard that the interrupted epoch begins.
+
+    Args:
+        model: the restored model.
+        records: of the backup.
+        groups: its arrays.
+        rate: the learning rate, None if a schedule gives it.
+        averages: True restores the averages of its metrics.
+        callbacks: all other callbacks of `fit`.
+    """
+    generators.restore(records.get("generators_at_epoch") or records.get("generators"))
+    own_state.restore(model, callbacks, records, groups)
+    callback_state.apply(callbacks, records["callbacks"], groups.get("callbacks", []))
+    if rate is not None:
+        live_state.inner(model.optimizer).learning_rate = rate
+    if averages:
+        live_state.assign(model.metrics_variables, groups["metrics"])
 
 
 def _of_this_process(records: Mapping[str, Any]) -> list[str]:

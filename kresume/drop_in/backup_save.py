@@ -21,9 +21,9 @@ import numpy as np
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
-from kresume.drop_in import generators, other_optimizers
+from kresume.drop_in import generators, other_optimizers, own_state
 from kresume.drop_in.fit_call import FitCall
-from kresume.models import other_variables, structure
+from kresume.models import structure
 from kresume.training.loop import callback_state
 
 
@@ -46,18 +46,18 @@ def capture(
     """
     facts, arrays = callback_state.capture(callbacks)
     others, slots = other_optimizers.capture(model)
-    names, values = other_variables.capture(model)
+    own, held = own_state.capture(model, callbacks)
     records = {
         "callbacks": facts,
         "other_optimizers": others,
-        other_variables.GROUP: names,
+        **own,
         "generators": generators.capture(),
         "draws": call.draws.record() if call is not None else None,
         "validation": call.validations.position() if call is not None else None,
         "fingerprint": fingerprint.fingerprint(),
         structure.RECORD: structure.describe(model),
     }
-    extra = {"callbacks": arrays, "other_optimizers": slots, other_variables.GROUP: values}
+    extra = {"callbacks": arrays, "other_optimizers": slots, **held}
     return records, {name: given for name, given in extra.items() if given}
 
 

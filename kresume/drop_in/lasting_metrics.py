@@ -30,7 +30,7 @@ def restore(model: Any, call: FitCall | None, arrays: Sequence[np.ndarray]) -> l
     Returns:
         A note for the user if they cannot be restored.
     """
-    named = sorted({metric.name for metric in _metrics(model) if _resets_by_code_of_the_user(metric)})
+    named = sorted({metric.name for metric in metrics_of(model) if _resets_by_code_of_the_user(metric)})
     if not named:
         return []
     if call is not None and len(model.metrics_variables) != len(arrays):
@@ -45,7 +45,7 @@ def restore(model: Any, call: FitCall | None, arrays: Sequence[np.ndarray]) -> l
     return []
 
 
-def _metrics(model: Any) -> list[Any]:
+def metrics_of(model: Any) -> list[Any]:
     """Returns the metrics of a model, also those that `compile` was given and no step has built."""
     compiled = getattr(model, "_compile_metrics", None)
     given = [getattr(compiled, name, None) for name in ("_user_metrics", "_user_weighted_metrics")]

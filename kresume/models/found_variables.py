@@ -3,8 +3,9 @@
     for address, variable in variables_in("model.helper", helper, Walk(model)):
         ...
 
-An attribute may be a variable, a `keras.random.SeedGenerator`, a layer that Keras does not track, or a plain object that has
-them. A function may use them by its closure, by arguments of `functools.partial`, or by the global names in its code.
+An attribute may be a variable, a `keras.random.SeedGenerator`, a `tf.random.Generator`, a layer that Keras does not track, or
+a plain object that has them. A function may use them by its closure, by arguments of `functools.partial`, or by the global
+names in its code.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def variables_in(
         return
     if issubclass(kind, keras.Variable) or _is_of_tensorflow(content):
         yield address, content
-    elif issubclass(kind, keras.random.SeedGenerator):
+    elif issubclass(kind, keras.random.SeedGenerator) or _is_generator_of_tensorflow(kind):
         yield f"{address}.state", content.state
     elif issubclass(kind, (dict, list, tuple)) or _is_dictionary_of_tensorflow(content):
         if (by_code or depth) and len(content) > MOST:
@@ -147,3 +148,9 @@ def _is_of_tensorflow(value: Any) -> bool:
         return False
     dtype = getattr(getattr(value, "dtype", None), "name", "")
     return hasattr(value, "assign") and hasattr(value, "read_value") and dtype not in NO_NUMBERS
+
+
+def _is_generator_of_tensorflow(kind: type) -> bool:
+    """Tests for `tf.random.Generator` and classes that are derived from it, without importing TensorFlow."""
+    random = getattr(sys.modules.get("tensorflow"), "random", None)
+    return random is not None and issubclass(kind, random.Generator)

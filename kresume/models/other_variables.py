@@ -5,11 +5,12 @@
 
 Keras saves `model.variables`. A `tf.Variable` on the model or on a layer (a step count, a moving threshold), and a variable
 of a `keras.losses.Loss`, are not among them, but training reads and changes them. Nor are the states of random generators that
-only a plain object, a loss or a function knows.
+only a plain object, a loss or a function knows, or TensorFlow itself (`tf.random.get_global_generator`).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,34 +18,49 @@ import keras
 import numpy as np
 
 from kresume.backend import live_state
+from kresume.models import introspection
 from kresume.models.found_variables import Walk, is_list, used_by_methods, variables_in
 
 GROUP = "other_variables"
 """Name of the addresses in a snapshot's records, and of the group of arrays."""
+OF_TENSORFLOW = "tf.random.get_global_generator().state"
+"""Address of TensorFlow's global generator."""
+Owners = Sequence[tuple[str, Any]]
+"""Objects with their addresses."""
 
 
-def capture(model: keras.Model) -> tuple[list[str], list[np.ndarray]]:
+def capture(model: keras.Model, more: Owners = ()) -> tuple[list[str], list[np.ndarray]]:
     """Reads the variables.
+
+    Args:
+        model: the built model.
+        more: other objects that have variables or use them: the optimizer, metrics, callbacks.
 
     Returns:
         `(addresses, arrays)`, one to one: `"model.steps"`, `"layers[2].threshold"`, `"loss.scale"`.
     """
-    found = _found(model)
+    found = _found(model, more)
     return list(found), [np.array(_array_of(variable), copy=True) for variable in found.values()]
 
 
-def restore(model: keras.Model, records: Mapping[str, Any], groups: Mapping[str, Sequence[np.ndarray]]) -> list[str]:
+def restore(
+    model: keras.Model, records: Mapping[str, Any], groups: Mapping[str, Sequence[np.ndarray]], more: Owners = ()
+) -> list[str]:
     """Assigns the arrays that `capture` read.
 
     Args:
         model: the built model.
         records: of the snapshot. One of an earlier version, or of a model without such variables, has no addresses.
         groups: the snapshot's arrays.
+        more: other objects, as for `capture`.
 
     Returns:
         Notes for the user: of variables that only the snapshot has, or only the model.
     """
-    found, saved = _found(model), dict(zip(records.get(GROUP, ()), groups.get(GROUP, ()), strict=True))
+    saved = dict(zip(records.get(GROUP, ()), groups.get(GROUP, ()), strict=True))
+    if OF_TENSORFLOW in saved and _generator_of_tensorflow() is None:
+        _make_generator_of_tensorflow()
+    found = _found(model, more)
     fits = [name for name in found if name in saved and _array_of(found[name]).shape == saved[name].shape]
     for name in fits:
         found[name].assign(np.array(saved[name], copy=True))
@@ -58,21 +74,40 @@ def _array_of(variable: Any) -> np.ndarray:
     return live_state.host_array(variable.value if isinstance(variable, keras.Variable) else variable)
 
 
-def _found(model: keras.Model) -> dict[str, Any]:
+def _generator_of_tensorflow() -> Any:
+    """Returns TensorFlow's global generator; None if nobody has asked for it yet, which would make it."""
+    return getattr(sys.modules.get("tensorflow.python.ops.stateful_random_ops"), "global_generator", None)
+
+
+def _make_generator_of_tensorflow() -> None:
+    """Makes TensorFlow's global generator, whose state is then restored, before the first draw makes it."""
+    import tensorflow as tf
+
+    tf.random.set_global_generator(tf.random.Generator.from_seed(0))
+
+
+def _found(model: keras.Model, more: Owners) -> dict[str, Any]:
     """Returns the variables by address."""
-    tracked = [*model.variables, *model.metrics_variables, *getattr(model.optimizer, "variables", ())]
+    owners = [model.optimizer, *(value for _, value in more if isinstance(value, keras.metrics.Metric))]
+    tracked = [
+        *model.variables,
+        *model.metrics_variables,
+        *(each for one in owners for each in getattr(one, "variables", ())),
+    ]
     known = {id(each) for variable in tracked for each in (variable, _held_by(variable))}
     result: dict[str, Any] = {}
-    for address, variable in _reachable(model):
+    for address, variable in _reachable(model, more):
         if not known & {id(variable), id(_held_by(variable))}:
             known.add(id(variable))
             result[address] = variable
     return result
 
 
-def _reachable(model: keras.Model) -> Iterator[tuple[str, Any]]:
-    """Yields the variables that the model, its layers and its losses hold or use, with their addresses."""
+def _reachable(model: keras.Model, more: Owners) -> Iterator[tuple[str, Any]]:
+    """Yields the variables that the model, its layers, its losses and others hold or use, by address."""
     walk = Walk(model)
+    if (generator := _generator_of_tensorflow()) is not None:
+        yield OF_TENSORFLOW, generator.state
     for owner, value in _owners(model):
         if not isinstance(value, (keras.Layer, keras.losses.Loss)):
             yield from variables_in(owner, value, walk)
@@ -80,6 +115,11 @@ def _reachable(model: keras.Model) -> Iterator[tuple[str, Any]]:
         for name, content in sorted(vars(value).items()):
             if not name.startswith(("_tracker", "_self_")):  # the same objects once more
                 yield from variables_in(f"{owner}.{name}", content, walk)
+        yield from used_by_methods(owner, value, walk)
+    for owner, value in more:
+        for name, content in sorted(introspection.attributes_of(value).items()):
+            if not name.startswith(("_tracker", "_self_", "_model", "params")):
+                yield from variables_in(f"{owner}.{name}", content, walk, 1, True)
         yield from used_by_methods(owner, value, walk)
 
 

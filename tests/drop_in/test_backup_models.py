@@ -40,7 +40,7 @@ class Kill(keras.callbacks.Callback):
             raise Killed
 
 
-def train(make, folder, *, kill=None, **options):
+def train(make, folder, *, kill=None, others=(), **options):
     """Trains a new model as a new process would; returns it and the number of its calls, or None if it was killed."""
     keras.utils.set_random_seed(3)
     model = make()
@@ -48,7 +48,7 @@ def train(make, folder, *, kill=None, **options):
     backup = kresume.BackupAndRestore(folder, delete_checkpoint=False, **{"save_freq": 2, **options.pop("backup", {})})
     given = {"x": IMAGES, "y": LABELS, "batch_size": 4, "shuffle": False, "epochs": 3, "verbose": 0, **options}
     try:
-        model.fit(**given, callbacks=[backup, counter])
+        model.fit(**given, callbacks=[backup, *others, counter])
     except Killed:
         for thread in threading.enumerate():
             if thread.name == "kresume-writer":
