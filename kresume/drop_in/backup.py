@@ -3,15 +3,14 @@
     data = kresume.resumable(lambda position: my_dataset_from(position), steps_per_epoch=500)
     model.fit(data, epochs=20, callbacks=[kresume.BackupAndRestore("backup/", data=data)])
 
-Arguments and behaviour are those of `keras.callbacks.BackupAndRestore`, with three differences. A backup is complete:
-it holds seed states, metrics, the other callbacks' state and the position in the data. It is verified by digest,
-written on a thread, and becomes valid only when it is on disk. No step runs twice.
+Arguments and behaviour are those of `keras.callbacks.BackupAndRestore`, with three differences. A backup is complete: seed
+states, metrics, other callbacks and the position in the data. It is verified and becomes valid only when it is on disk. No
+step runs twice.
 
 The class below handles events in the order of `fit`. Other modules do the work:
 
-- `backup_restore`, `why_ended`: restore a backup, and find out why a training had ended.
-- `backup_keras`: restores a backup of Keras's own callback.
-- `backup_save`: collects the contents of a backup, and refuses weights that are not finite.
+- `backup_restore`, `backup_keras`, `why_ended`: restore a backup, also of Keras's own callback; why a training had ended.
+- `own_state`, `backup_save`: collect the contents of a backup, and refuses weights that are not finite.
 - `backup_files`: handles the files beside the snapshots, and their removal.
 - `callback_state`, `callback_logs`: handle the other callbacks and their log files.
 - `fit_call`, `script_record`: find the running `fit` and its data, and describe what the script trains.
@@ -39,6 +38,7 @@ from kresume.drop_in import (
     fit_call,
     fit_of_script,
     generators,
+    own_state,
     script_record,
 )
 from kresume.drop_in.backup_arguments import check_arguments, check_model
@@ -83,8 +83,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
     Raises:
         UsageError: an argument is invalid.
 
-    Scripts may read `backup_dir`, `_current_epoch`, `_last_batch_seen` and the file `training_metadata.json`
-    (`{"epoch", "batch"}`), as with Keras's callback.
+    Scripts may read `backup_dir`, `_current_epoch`, `_last_batch_seen` and `training_metadata.json`, as with Keras's callback.
     """
 
     def __init__(
@@ -201,6 +200,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         self._total += self._drawn - before
         self._batches_seen_since_last_saving += self._drawn - before
         at_end = steps is not None and self._drawn >= steps
+        own_state.after_batch(self._model, self._others())
         if self._model.stop_training:
             pass  # another callback requested the end; after a kill it does so again
         elif at_end:

@@ -115,6 +115,7 @@ def build(model: Any, stream: Stream | None, call: FitCall | None) -> None:
             f"BackupAndRestore needs a built model, and {model.name} is none yet: call it on a batch, or give it an Input, "
             "before fit (data= builds it)"
         )
+    own_state.begin(model)
     build_from_spec(model, call.spec() if call is not None and spec is not None else spec)
 
 

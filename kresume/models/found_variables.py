@@ -5,7 +5,7 @@
 
 An attribute may be a variable, a `keras.random.SeedGenerator`, a `tf.random.Generator`, a layer that Keras does not track, or
 a plain object that has them. A function may use them by its closure, by arguments of `functools.partial`, or by the global
-names in its code.
+names in its code. Generators of numpy and Python are yielded, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 
 import keras
 
-from kresume.models import introspection
+from kresume.models import introspection, plain_generators
 
 LIBRARIES = {"keras", "tensorflow", "tf_keras", "jax", "jaxlib", "torch", "numpy", "pandas", "scipy", "PIL", "kresume"}
 LIBRARIES |= set(sys.stdlib_module_names) - {"__main__"}
@@ -56,7 +56,7 @@ class Walk:
 def variables_in(
     address: str, content: Any, walk: Walk, depth: int = 0, by_code: bool = False
 ) -> Iterator[tuple[str, Any]]:
-    """Yields variables with their addresses.
+    """Yields variables, and generators of numpy and Python, with their addresses.
 
     Args:
         address: of the object.
@@ -71,7 +71,7 @@ def variables_in(
     walk.left -= 1
     if walk.left < 0:
         return
-    if issubclass(kind, keras.Variable) or _is_of_tensorflow(content):
+    if issubclass(kind, keras.Variable) or _is_of_tensorflow(content) or plain_generators.is_generator(content):
         yield address, content
     elif issubclass(kind, keras.random.SeedGenerator) or _is_generator_of_tensorflow(kind):
         yield f"{address}.state", content.state

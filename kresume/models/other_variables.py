@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from kresume.backend import live_state
-from kresume.models import introspection
+from kresume.models import introspection, plain_generators
 from kresume.models.found_variables import Walk, is_list, used_by_methods, variables_in
 
 GROUP = "other_variables"
@@ -70,6 +70,22 @@ def restore(
     return [f"variables {what}: {', '.join(named)}" for what, named in notes if named]
 
 
+def generators(model: keras.Model, more: Owners = (), *, alone: bool = False) -> dict[str, Any]:
+    """Returns the generators of numpy and Python by address, one for each state.
+
+    Args:
+        model: the built model.
+        more: other objects, as for `capture`.
+        alone: True returns those of the other objects alone.
+    """
+    found = _reachable_from(more, Walk(model)) if alone else _reachable(model, more)
+    by_state: dict[int, tuple[str, Any]] = {}
+    for address, value in found:
+        if plain_generators.is_generator(value):
+            by_state.setdefault(plain_generators.key_of(value), (address, value))
+    return dict(by_state.values())
+
+
 def _array_of(variable: Any) -> np.ndarray:
     return live_state.host_array(variable.value if isinstance(variable, keras.Variable) else variable)
 
@@ -97,7 +113,7 @@ def _found(model: keras.Model, more: Owners) -> dict[str, Any]:
     known = {id(each) for variable in tracked for each in (variable, _held_by(variable))}
     result: dict[str, Any] = {}
     for address, variable in _reachable(model, more):
-        if not known & {id(variable), id(_held_by(variable))}:
+        if not plain_generators.is_generator(variable) and not known & {id(variable), id(_held_by(variable))}:
             known.add(id(variable))
             result[address] = variable
     return result
@@ -116,6 +132,11 @@ def _reachable(model: keras.Model, more: Owners) -> Iterator[tuple[str, Any]]:
             if not name.startswith(("_tracker", "_self_")):  # the same objects once more
                 yield from variables_in(f"{owner}.{name}", content, walk)
         yield from used_by_methods(owner, value, walk)
+    yield from _reachable_from(more, walk)
+
+
+def _reachable_from(more: Owners, walk: Walk) -> Iterator[tuple[str, Any]]:
+    """Yields what other objects hold or use."""
     for owner, value in more:
         for name, content in sorted(introspection.attributes_of(value).items()):
             if not name.startswith(("_tracker", "_self_", "_model", "params")):

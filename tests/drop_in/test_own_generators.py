@@ -1,8 +1,10 @@
 """Tests that random generators of the user's own go on, whoever holds them: killed and continued exactly."""
 
 import functools
+import random
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -132,6 +134,51 @@ def closure(noise):
     return functools.partial(loss, scale=2.0)
 
 
+class OfNumpy:
+    """Draws noise by a generator of numpy, or by one of Python."""
+
+    make = functools.partial(np.random.default_rng, 3)
+
+    def __init__(self):
+        self.generator = type(self).make()
+
+    def __call__(self, like):
+        return tf.constant(self.drawn(tuple(int(length or 4) for length in like.shape)), "float32") * 0.1
+
+    def drawn(self, shape):
+        return self.generator.normal(size=shape)
+
+
+class OfMersenne(OfNumpy):
+    make = functools.partial(np.random.RandomState, 3)
+
+
+class OfPhilox(OfNumpy):
+    """Shares one state between two generators."""
+
+    def make():
+        source = np.random.Philox(3)
+        return [np.random.Generator(source), np.random.Generator(source)]
+
+    def drawn(self, shape):
+        return self.generator[0].normal(size=shape) + self.generator[1].normal(size=shape)
+
+
+class OfPython(OfNumpy):
+    make = functools.partial(random.Random, 3)
+
+    def drawn(self, shape):
+        return np.reshape([self.generator.gauss(0, 1) for _ in range(int(np.prod(shape)))], shape)
+
+
+class ByFunction(OfNumpy):
+    """Draws in Python code that a graph calls."""
+
+    def __call__(self, like):
+        noise = tf.numpy_function(lambda: self.drawn((4, like.shape[-1])).astype("float32"), [], tf.float32)
+        return tf.ensure_shape(noise, (4, like.shape[-1])) * 0.1
+
+
 HOLDERS = (
     "layer", "model", "loss", "optimizer", "metric", "callback", "epoch", "global", "lambda", "closure", "schedule",
 )  # fmt: skip
@@ -191,3 +238,33 @@ def test_a_generator_of_tensorflow_goes_on(tmp_path, holder):
 def test_the_global_generator_and_one_of_a_class_of_the_users_go_on(tmp_path, holder, draws):
     expected = final(tmp_path / "whole", holder, draws, [])
     assert_same_bytes(expected, final(tmp_path / "killed", holder, draws, [5, 12]))
+
+
+EAGER = {"run_eagerly": True}
+
+
+@pytest.mark.parametrize(
+    ("holder", "draws", "options"),
+    [
+        *((holder, OfNumpy, EAGER) for holder in HOLDERS),
+        *((holder, draws, EAGER) for holder in ("model", "callback") for draws in (OfMersenne, OfPhilox, OfPython)),
+        *((holder, OfNumpy, {}) for holder in ("callback", "epoch", "global", "lambda")),
+        ("model", ByFunction, {}),
+        ("layer", OfNumpy, {}),
+    ],
+)
+def test_a_generator_of_numpy_or_python_goes_on(tmp_path, holder, draws, options):
+    """It began anew. One from which a graph draws once, when it is traced, begins anew rightly: that was drawn before."""
+    expected = final(tmp_path / "whole", holder, draws, [], **options)
+    assert_same_bytes(expected, final(tmp_path / "killed", holder, draws, [5, 12], **options))
+
+
+@pytest.mark.parametrize("now", [OfPython, OfMersenne])
+def test_another_algorithm_is_told(tmp_path, capfd, now):
+    """The state of one cannot be that of another."""
+    final(tmp_path, "callback", OfNumpy, [])
+    for draws, kill in ((OfNumpy, 5), (now, None)):
+        keras.utils.set_random_seed(3)
+        model, callbacks = made("callback", draws)
+        train(lambda model=model: model, tmp_path / "other", kill=kill, others=callbacks)
+    assert "generators of another kind begin anew: callbacks.ByCallback.0.noise.generator" in capfd.readouterr().err
