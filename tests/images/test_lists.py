@@ -14,7 +14,9 @@ from kresume.images import corrections, merging
 from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
 from kresume.images.sources.moves import Moves
+from kresume.storage.stores import Bucket
 from kresume.values.decode_spec import DecodeSpec
+from tests.helpers import flaky_bucket
 from tests.helpers.pictures import write_pictures
 
 
@@ -264,6 +266,53 @@ def test_names_in_another_case_or_unicode_form_are_found(tmp_path, quiet, form):
     assert [note for note in listing.notes if "1 listed file is spelled otherwise on disk; the first is" in note]
 
 
+IDS = {
+    "in capitals": (["a.JPG"], "a", "a.JPG"),
+    "in mixed case": (["a.Jpg"], "a", "a.Jpg"),
+    "with a dot in the name": (["img.v2.JPEG"], "img.v2", "img.v2.JPEG"),
+    "in a folder of another case": (["Sub/a.JPG"], "sub/a", "Sub/a.JPG"),
+    "with Windows' slashes": (["Sub/a.PNG"], "sub\\a", "Sub/a.PNG"),
+    "of a name in another case": (["IMG_1.JPG"], "img_1", "IMG_1.JPG"),
+    "of a name in another Unicode form": (["\u00fc.JPG"], "u\u0308", "\u00fc.JPG"),
+    "in two cases": (["a.JPG", "a.jpg"], "a", None),
+    "in two other cases": (["a.JPG", "a.Jpg"], "a", None),
+    "given in a third case": (["a.JPG", "a.Jpg"], "a.jpG", None),
+    "given exactly": (["a.JPG", "a.jpg"], "a.jpg", "a.jpg"),
+    "missing": (["b.JPG"], "a", None),
+}
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(("files", "listed", "meant"), IDS.values(), ids=IDS)
+def test_an_ending_that_a_list_leaves_out_is_found_in_any_case(tmp_path, quiet, files, listed, meant):
+    """Kaggle's `id` beside a camera's `.JPG`; several files alike are none, and the reason says so."""
+    write_pictures(tmp_path, 3, 0, ("x",))
+    for number, name in enumerate(files):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "x" / f"{number}.png").rename(tmp_path / name)
+    (tmp_path / "a.csv").write_text(f"id,label\n{listed},cat\nx/2,dog\n")
+    listing = list_images([tmp_path / "a.csv"], quiet)
+    found = [os.path.relpath(each.path, tmp_path) for each in listing.files]
+    assert found == ([meant] if meant else []) + ["x/2.png"]
+    several = "several files there differ from it in case"
+    assert [several in each.reason for each in listing.quarantine] == ([] if meant else [len(files) == 2])
+    other = meant is not None and "\\" not in listed and os.path.splitext(meant)[0] != listed.removesuffix(".jpg")
+    assert any("spelled otherwise on disk" in note for note in listing.notes) is other
+
+
+@pytest.mark.one_backend
+def test_an_ending_that_a_list_in_a_bucket_leaves_out_is_found_in_capitals(tmp_path, quiet):
+    """A bucket is not listed for it: lower case, then upper case."""
+    flaky_bucket.bucket.reset()
+    write_pictures(tmp_path, 2, 0, ("x",))
+    for number, name in enumerate(("a.JPG", "b.jpg")):
+        Bucket("flaky://bucket").send(name, tmp_path / "x" / f"{number}.png")
+    (tmp_path / "l.csv").write_text("id,label\na,cat\nb,dog\n")
+    Bucket("flaky://bucket").send("l.csv", tmp_path / "l.csv")
+    listing = list_images(["flaky://bucket/l.csv"], quiet)
+    assert [each.path for each in listing.files] == ["flaky://bucket/a.JPG", "flaky://bucket/b.jpg"]
+
+
 @pytest.mark.one_backend
 def test_a_missing_file_is_not_the_one_that_another_row_names(tmp_path, quiet):
     """`A.png` is missing, and `a.png` is another picture with a row of its own."""
@@ -291,7 +340,7 @@ def test_a_sharp_s_is_no_other_spelling(tmp_path, quiet):
     os.rename(tmp_path / "x" / "2.png", tmp_path / "ΟΔΟΣ.png")
     (tmp_path / "a.csv").write_text("path,label\nοδος,cat\n .\\b.png,dog\n")
     listing = list_images([tmp_path / "a.csv"], quiet)
-    assert [os.path.basename(each.path) for each in listing.files] == ["b.png"]
+    assert [os.path.basename(each.path) for each in listing.files] == ["ΟΔΟΣ.png", "b.png"]
     (tmp_path / "a.csv").write_text("path,label\nοδος.png,cat\n x\\..\\b.png,dog\nb,dog\n")
     listing = list_images([tmp_path / "a.csv"], quiet)
     assert {os.path.basename(each.path) for each in listing.files} == {"b.png", "ΟΔΟΣ.png"}

@@ -9,6 +9,7 @@ Lists are written on other machines: Windows turns slashes and takes any case, a
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from kresume.addresses import is_remote
 from kresume.images.sources.names import PICTURES
 from kresume.storage import locations
 
+AMBIGUOUS = "several files there differ from it in case, Unicode form or ending alone"
 SHARP = "\N{LATIN SMALL LETTER SHARP S}"
 
 
@@ -31,14 +33,14 @@ class Spellings:
         """Returns the path and the facts of a listed file.
 
         It is the one that is named, else without the blanks around it, with Windows' slashes turned, with the ending that the
-        list leaves out, or the only one whose name differs in case or in the Unicode form alone.
+        list leaves out, or the only one whose name differs in case or in the Unicode form alone; also with both.
 
         Args:
             path: the path.
             bare: the path without the blanks around the listed name.
 
         Raises:
-            OSError, ValueError: there is none.
+            OSError, ValueError: there is none, or several that differ in case or Unicode form alone.
         """
         try:
             return path, locations.stat(path)
@@ -55,26 +57,60 @@ class Spellings:
         if end.lower() in PICTURES:
             yield from (f"{stem}{end.lower()}", f"{stem}{end.upper()}")
         else:
-            yield from (f"{turned}{each}" for each in sorted(PICTURES))
+            yield from self._with_endings(turned)
         if not is_remote(turned):
             yield self._alike(turned)
 
+    def _with_endings(self, path: str) -> Iterator[str]:
+        """Yields a path with the endings that a list leaves out, in any case on a disk, in lower or upper case elsewhere.
+
+        Raises:
+            OSError: several files have the name and such an ending, and differ in case or Unicode form alone.
+        """
+        folder, name = os.path.split(path)
+        endings = sorted(PICTURES)
+        if is_remote(path) or not name or not folder:
+            yield from (f"{path}{each}" for each in (*endings, *map(str.upper, endings)))
+            return
+        folder, names = self._folder_alike(folder)
+        for each in endings:
+            there = names.get(_folded(f"{name}{each}"), "")
+            if there is None:
+                raise OSError(errno.ENOENT, AMBIGUOUS, path)
+            if there:
+                yield os.path.join(folder, there)
+        if not names:  # a folder that may be entered and not listed
+            yield from (f"{path}{each}" for each in endings)
+
     def _alike(self, path: str) -> str:
-        """Returns the path of names that differ in case and Unicode form alone, or the same path."""
+        """Returns the path of names that differ in case and Unicode form alone, or the same path.
+
+        Raises:
+            OSError: the names of several files do.
+        """
         folder, name = os.path.split(path)
         if not name or not folder:
             return path
+        folder, names = self._folder_alike(folder)
+        there = names.get(_folded(name), name)
+        if there is None:
+            raise OSError(errno.ENOENT, AMBIGUOUS, path)
+        return os.path.join(folder, there)
+
+    def _folder_alike(self, folder: str) -> tuple[str, dict[str, str | None]]:
+        """Returns a folder, or the one whose path differs in case and Unicode form alone, and its names."""
         if folder not in self._folders:
             self._folders[folder] = folder if os.path.isdir(folder) else self._alike(folder)
         folder = self._folders[folder]
         if folder not in self._names:
             self._names[folder] = _names_in(folder)
-        return os.path.join(folder, self._names[folder].get(_folded(name)) or name)
+        return folder, self._names[folder]
 
 
 def differ_in_spelling(listed: str, there: str) -> bool:
-    """Returns True if two paths differ in case or Unicode form, and in nothing else."""
-    return listed != there and _folded(listed) == _folded(there)
+    """Returns True if paths differ in case or Unicode form, apart from an ending left out."""
+    pairs = ((listed, there), (listed, os.path.splitext(there)[0]))
+    return listed not in {other for _, other in pairs} and any(_folded(one) == _folded(other) for one, other in pairs)
 
 
 def _names_in(folder: str) -> dict[str, str | None]:
