@@ -25,8 +25,9 @@ from kresume.images.sources.trees import OnDisk, Tree
 from kresume.spelling import counted, option
 from kresume.storage import locations
 
-LINKS, LOOPS, NOWHERE = "/", "/..", "/?"
-"""Keys that count folders behind links that were not entered, links to folders above, and links to files that are gone.
+LINKS, LOOPS, NOWHERE, DOTTED = "/", "/..", "/?", "/."
+"""Keys that count folders behind links that were not entered, links to folders above, links to files that are gone, and
+pictures whose names, or those of their folders, begin with a dot.
 
 `UNSURE` counts folders, too; other keys are endings.
 """
@@ -56,6 +57,11 @@ def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
     if files:
         kinds = ", ".join(f"{count:,} {kind or 'without a file ending'}" for kind, count in files)
         notes.append(f"{given}: files that are not images were left out: {kinds}")
+    if left_out[DOTTED]:
+        pictures = counted(left_out[DOTTED], "picture", "is", "are")
+        notes.append(
+            f"{given}: {pictures} left out for a name that begins with a dot, of the file or a folder above it"
+        )
     if left_out[LINKS]:
         notes.append(
             f"{given}: {left_out[LINKS]:,} linked folders were not followed; {option('follow-links', True)} follows them"
@@ -81,11 +87,12 @@ def walk(
     Args:
         tree: holds the folder.
         path: the folder.
-        left_out: counts skipped files by ending, links, and folders whose pictures nobody was sure of.
+        left_out: counts skipped files by ending, names with a dot, links, and folders whose pictures nobody was sure of.
         labelled: False yields the pictures of these folders, too.
         above: the folders above, with links followed; None for all that hold this one.
     """
     folders, files = tree.entries(path)
+    left_out[DOTTED] += tree.dotted(path)
     for entry in files:
         if may_be_picture(entry.name):
             yield entry

@@ -16,6 +16,13 @@ NOT_PICTURES = frozenset(
         ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".py", ".html", ".parquet", ".pdf", ".cls",
     }
 )  # fmt: skip
+DOT_LITTER = frozenset(
+    {
+        ".git", ".hg", ".svn", ".dvc", ".idea", ".vscode", ".venv", ".cache", ".ipynb_checkpoints", ".thumbnails",
+        ".appledouble", ".spotlight-v100", ".fseventsd", ".temporaryitems", ".documentrevisions-v100",
+    }
+)  # fmt: skip
+"""Names (in lower case) of folders in which programs keep copies and other things of their own."""
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic"})
 """Endings of pictures."""
 LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -35,6 +42,16 @@ SPLITS = {
 def hidden(name: str) -> bool:
     """Returns True for names that begin with a dot and for system files."""
     return name.startswith(".") or name.lower() in LITTER
+
+
+def is_dotted_picture(name: str) -> bool:
+    """Returns True for a picture that begins with a dot and is no resource fork (`._x.jpg`)."""
+    return name.startswith(".") and not name.startswith("._") and name.lower().endswith(tuple(PICTURES))
+
+
+def is_dotted_folder(name: str) -> bool:
+    """Returns True for a name that begins with a dot, unless a program has given it."""
+    return name.startswith(".") and name.lower() not in DOT_LITTER and not name.lower().startswith(".trash")
 
 
 def ending(name: str) -> str:

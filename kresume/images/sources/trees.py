@@ -3,7 +3,7 @@
     folders, files = OnDisk("old/").entries("")
     folders, files = InArchive(["set/cat/1.jpg", "set/dog/1.jpg"]).entries("set")
 
-Names of the operating system's own files are left out.
+Names of the operating system's own files are left out, and those that begin with a dot.
 """
 
 from __future__ import annotations
@@ -11,12 +11,20 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from kresume.addresses import is_remote
-from kresume.images.sources.names import UNSURE, ending, hidden, may_be_picture
+from kresume.images.sources.names import (
+    PICTURES,
+    UNSURE,
+    ending,
+    hidden,
+    is_dotted_folder,
+    is_dotted_picture,
+    may_be_picture,
+)
 from kresume.storage import locations
 
 
@@ -32,6 +40,9 @@ class Tree(Protocol):
 
         Each has a `name` and a `path`. A link to a file that is gone is a file.
         """
+
+    def dotted(self, path: str) -> int:
+        """Counts pictures left out for a dot that begins a name; valid after `entries`."""
 
     def is_unsure(self, path: str) -> bool:
         """Returns True if `kresume predict --sort` was not sure of the pictures in a folder."""
@@ -64,12 +75,24 @@ class OnDisk:
 
     root: str
     follow_links: bool = True
+    _dotted: dict[str, list[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def entries(self, path: str) -> tuple[list[Any], list[Any]]:
         """Returns the visible folders and files of a folder, each sorted by name."""
-        visible = [entry for entry in locations.entries(path) if not hidden(entry.name)]
+        entries = list(locations.entries(path))
+        visible = [entry for entry in entries if not hidden(entry.name)]
+        if len(visible) < len(entries):
+            self._dotted[path] = [entry for entry in entries if entry.name.startswith(".")]
         folders = [entry for entry in visible if entry.is_dir()]
         return folders, [entry for entry in visible if entry.is_file() or self._leads_nowhere(entry)]
+
+    def dotted(self, path: str) -> int:
+        """Counts the pictures of a folder that are left out for a dot; those in folders of such names, too."""
+        return sum(
+            _count_pictures(entry.path) if entry.is_dir() else entry.is_file() and is_dotted_picture(entry.name)
+            for entry in self._dotted.get(path, ())
+            if not entry.is_dir() or (is_dotted_folder(entry.name) and not os.path.islink(entry.path))
+        )
 
     def _leads_nowhere(self, entry: Any) -> bool:
         return not is_remote(entry.path) and os.path.islink(entry.path) and not os.path.exists(entry.path)
@@ -93,6 +116,20 @@ class OnDisk:
     def is_link(self, path: str) -> bool:
         """Returns True if a folder is a link that may not be followed."""
         return not self.follow_links and os.path.islink(path)
+
+
+def _count_pictures(path: str) -> int:
+    """Counts the pictures in a folder whose name begins with a dot, at any depth, without links; 0 if it is closed."""
+    try:
+        entries = [entry for entry in locations.entries(path) if not entry.name.startswith("._")]
+    except OSError:
+        return 0
+    return sum(
+        (not os.path.islink(entry.path) and _count_pictures(entry.path))
+        if entry.is_dir()
+        else ending(entry.name) in PICTURES
+        for entry in entries
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +172,16 @@ class InArchive:
         self._folders: dict[str, tuple[dict[str, Member], dict[str, Member]]] = {"": ({}, {})}
         self._unsure: set[str] = set()
         self.apart: Counter[str] = Counter()
+        self._dotted: Counter[str] = Counter()
         others = []
         for name in names:
             pieces = pieces_of(name)
             if pieces and pieces[-1] == UNSURE:
                 self._unsure.add("/".join(pieces[:-1]))
-            if not pieces or len(pieces) > DEEPEST or any(map(hidden, pieces)):
+            if not pieces or len(pieces) > DEEPEST:
+                continue
+            if any(map(hidden, pieces)):
+                self._count_dotted(pieces)
                 continue
             if may_be_picture(pieces[-1]):
                 self._make(pieces[:-1])
@@ -152,6 +193,16 @@ class InArchive:
                 self._folders[folder][1][name] = Member(pieces[-1], name)
             else:
                 self.apart[ending(pieces[-1])] += 1
+
+    def _count_dotted(self, pieces: list[str]) -> None:
+        """Counts a picture that is left out for a dot, under the last folder above the first such name."""
+        first = next(index for index, piece in enumerate(pieces) if hidden(piece))
+        *folders, name = pieces[first:]
+        if all(is_dotted_folder(each) or not hidden(each) for each in folders) and (
+            is_dotted_picture(name) or (not hidden(name) and ending(name) in PICTURES)
+        ):
+            self._make(pieces[:first])  # it is a folder on a disk, too
+            self._dotted["/".join(pieces[:first])] += 1
 
     def _make(self, pieces: list[str]) -> None:
         """Makes a folder and those above it."""
@@ -165,6 +216,10 @@ class InArchive:
         """Returns the visible folders and files of a folder, each sorted by name."""
         folders, files = self._folders[path]
         return sorted(folders.values(), key=_by_name), sorted(files.values(), key=_by_name)
+
+    def dotted(self, path: str) -> int:
+        """Counts the pictures of a folder that are left out for a dot; those in folders of such names, too."""
+        return self._dotted[path]
 
     def is_unsure(self, path: str) -> bool:
         """Returns True if `kresume predict --sort` was not sure of the pictures in a folder."""
