@@ -62,7 +62,7 @@ class Spellings:
             yield self._alike(turned)
 
     def _with_endings(self, path: str) -> Iterator[str]:
-        """Yields a path with the endings that a list leaves out, in any case on a disk, in lower or upper case elsewhere.
+        """Yields a path with each ending that a list may leave out; on a disk in any case.
 
         Raises:
             OSError: several files have the name and such an ending, and differ in case or Unicode form alone.

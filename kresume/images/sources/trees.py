@@ -119,7 +119,7 @@ class OnDisk:
 
 
 def _count_pictures(path: str) -> int:
-    """Counts the pictures in a folder whose name begins with a dot, at any depth, without links; 0 if it is closed."""
+    """Counts the pictures in a folder at any depth, without links; 0 if it cannot be read."""
     try:
         entries = [entry for entry in locations.entries(path) if not entry.name.startswith("._")]
     except OSError:
