@@ -98,6 +98,18 @@ def variables_in(
         yield from used_by_methods(address, content, walk, depth)
 
 
+def is_restored(value: Any) -> bool:
+    """Tests for a variable or a generator, of those that are yielded."""
+    kind = type(value)
+    of_keras = issubclass(kind, (keras.Variable, keras.random.SeedGenerator))
+    return (
+        of_keras
+        or _is_of_tensorflow(value)
+        or _is_generator_of_tensorflow(kind)
+        or plain_generators.is_generator(value)
+    )
+
+
 def _attributes(value: Any) -> list[tuple[str, Any]]:
     """Returns the attributes of an object, sorted by name, without those of TensorFlow's wrappers."""
     found = introspection.attributes_of(value).items()

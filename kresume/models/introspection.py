@@ -55,7 +55,7 @@ def written_by(function: FunctionType) -> set[str]:
 
     These are counters and caches rather than settings: `global calls`, `STATE["calls"] += 1`, `seen.append(x)`.
     """
-    own = {name for name, scope in _written(function.__code__) if scope != ATTRIBUTE}
+    own = {name for name, scope in written_in(function.__code__) if scope != ATTRIBUTE}
     return own | globals_written_by(function.__globals__)
 
 
@@ -66,17 +66,17 @@ def globals_written_by(namespace: dict[str, Any]) -> set[str]:
         members = list(vars(value).values()) if issubclass(type(value), type) else [value]
         for each in members:
             if type(each) is FunctionType and each.__globals__ is namespace:
-                written |= {name for name, scope in _written(each.__code__) if scope == GLOBAL}
+                written |= {name for name, scope in written_in(each.__code__) if scope == GLOBAL}
     return written
 
 
 def attributes_written_by(functions: Iterable[FunctionType]) -> set[str]:
     """Returns the names of attributes that functions give a new value, or whose parts they write."""
-    return {name for each in functions for name, scope in _written(each.__code__) if scope == ATTRIBUTE}
+    return {name for each in functions for name, scope in written_in(each.__code__) if scope == ATTRIBUTE}
 
 
 @cache
-def _written(code: CodeType) -> frozenset[tuple[str, str]]:
+def written_in(code: CodeType) -> frozenset[tuple[str, str]]:
     """Returns the names that code rebinds or whose parts it writes, each with its scope."""
     found: set[tuple[str, str]] = set()
     for part in codes_in(code):

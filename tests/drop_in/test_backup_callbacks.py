@@ -297,7 +297,7 @@ class LateCounting(keras.callbacks.Callback):
         (OwnRate, "OwnRate (rate)"),
         (Counting, "Counting (seen)"),
         (LateCounting, "LateCounting (late)"),
-        (lambda: keras.callbacks.LambdaCallback(on_epoch_end=print), "LambdaCallback (on_epoch_end)"),
+        (lambda: keras.callbacks.LambdaCallback(on_epoch_end=print), None),
         (KeptRate, None),
         (Stateless, None),
         (keras.callbacks.Callback, None),

@@ -16,6 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from kresume.errors import UsageError
+from kresume.models import found_variables
+from kresume.training.loop.changes_by_callbacks import changed_by
 
 # `monitor_op` is not listed: Keras sets it in its first on_epoch_end and flips the sign of `min_delta` there, which
 # must happen exactly once in each process.
@@ -60,19 +62,22 @@ def keras_attributes(callback: Any) -> tuple[str, ...]:
 
 
 def forgetful(callbacks: Sequence[Any]) -> list[str]:
-    """Names the callbacks that may have state which no backup can hold, with their own attributes."""
+    """Names the callbacks that may have state which no backup can hold.
+
+    Each is named with attributes of its own, and with what its code changes beside it.
+    """
     told = []
     for callback in callbacks:
-        kind, names = type(callback), _own_attributes(callback)
+        kind = type(callback)
         known = any(base.__name__ in KERAS_ATTRIBUTES for base in kind.__mro__ if _is_kerass(base))
-        if (
-            isinstance(callback, Stateful)
-            or (kind.__name__ == "Callback" and not names)
-            or (known and (_is_kerass(kind) or not names))
-            or not (names or _is_kerass(kind))
-        ):
+        of_keras = _is_kerass(kind) and (known or kind.__name__ in {"Callback", "LambdaCallback"})
+        names = [] if of_keras and (known or kind.__name__ == "LambdaCallback") else _own_attributes(callback)
+        unknown = _is_kerass(kind) and not of_keras
+        if isinstance(callback, Stateful):
             continue
-        told.append(f"{kind.__name__} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})")
+        names += [name for name in changed_by(callback) if name not in names]
+        if names or unknown:
+            told.append(f"{kind.__name__} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})")
     return told
 
 
@@ -96,9 +101,9 @@ def _own_attributes(callback: Any) -> list[str]:
         for member in vars(base).values():
             function = member.fget if isinstance(member, property) else member
             theirs.update(getattr(getattr(function, "__code__", None), "co_names", ()))
-    if type(callback).__name__ == "LambdaCallback":
-        theirs = {"params", "_model"}  # its attributes are the user's functions
-    return [name for name in vars(callback) if name not in theirs]
+    return [
+        name for name, value in vars(callback).items() if name not in theirs and not found_variables.is_restored(value)
+    ]
 
 
 def stopped_by_patience(facts: Mapping[str, Any]) -> bool:
