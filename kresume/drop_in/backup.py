@@ -177,7 +177,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         """Moves the data to the position of the backup, and restores the interrupted epoch's averages."""
         self._current_epoch = epoch
         if self._call is not None and self._stream is None:
-            self._call.earlier.begin(epoch, continues=self._continues)
+            self._call.begin_epoch(epoch, continues=self._continues)
         self._drawn = self._begin_batch
         self._last_batch_seen = max(0, self._drawn - 1)
         self._position.begin(epoch, self._begin_batch)
@@ -263,8 +263,6 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         if removes or (self._ahead and self.delete_checkpoint):  # kept backups are those of all fits at these lines
             fit_of_script.ended(self._base, self._fit)
         self._place.close()
-
-    # Helpers, in the same order.
 
     def _look_at_fit(self) -> None:
         """Finds the call of `fit`, and raises if the backups cannot follow its data."""
@@ -368,6 +366,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
             "steps": self._call.steps if self._call is not None else None,
             "drawn": self._call.drawn() if self._call is not None else None,
             "passes": self._call.earlier.passes() if self._call is not None else None,
+            **(self._call.held.records(within=batch > 0) if self._call is not None else {}),
             **captured,
         }
         try:

@@ -155,6 +155,8 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         target.call.pass_by_validations(epoch if target.epochs is None else min(epoch, target.epochs))
         target.call.validations.seek(records.get("validation"))
     messages = _skip_batches(records, target, batch)
+    if target.call is not None and not messages:
+        target.call.held.restore(records, validated=epoch > target.call.validations.first_due())
     if messages:
         epoch, batch = epoch + 1, 0
     if target.call is not None and not (target.call.earlier.drawn_before or target.call.earlier.lived):
@@ -171,7 +173,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     messages += [*moved, *_keep_compiled_rate(model, target.compiled_rate, records.get("compiled_rate"))]
     with _naming(target.backup_dir):
         messages += other_optimizers.restore(model, records.get("other_optimizers"), groups.get("other_optimizers", []))
-    as_before = partial(_restore_again, model, records, groups, rate_of(model), averages)
+    as_before = partial(_restore_again, target, records, groups, rate_of(model), averages)
     messages += _of_machine(records)
     new_images = _adopt_data(records, target, epoch, batch)
     messages += [new_images] if new_images else []
@@ -201,8 +203,24 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     )
 
 
+def _after_skipping(records: Mapping[str, Any], call: FitCall) -> None:
+    """Restores the global generators behind the batches that were drawn again.
+
+    One from which a `PyDataset` draws is where it was in the training: threads drew ahead when the backup was made.
+    """
+    state, before = dict(records.get("generators") or {}), records.get("generators_at_epoch")
+    if state and before and isinstance(call.x, keras.utils.PyDataset):
+        now, shuffled = generators.capture(), before["python"]
+        if call.iterator.data_adapter.shuffle and call.steps:
+            shuffled = generators.after_shuffle(before, call.steps)["python"]
+        state["python"] = state["python"] if now["python"] == shuffled else now["python"]
+        if "numpy" in state and now.get("numpy") != before.get("numpy"):
+            del state["numpy"]
+    generators.restore(state)
+
+
 def _restore_again(
-    model: Any,
+    target: Target,
     records: Mapping[str, Any],
     groups: Mapping[str, Sequence[np.ndarray]],
     rate: float | None,
@@ -212,13 +230,16 @@ def _restore_again(
     """Restores what other callbacks changed when they heard that the interrupted epoch begins.
 
     Args:
-        model: the restored model.
+        target: the `fit` whose model was restored.
         records: of the backup.
         groups: its arrays.
         rate: the learning rate, None if a schedule gives it.
         averages: True restores the averages of its metrics.
         callbacks: all other callbacks of `fit`.
     """
+    model = target.model
+    if target.call is not None:
+        target.call.held.restore(records)
     generators.restore(records.get("generators_at_epoch") or records.get("generators"))
     own_state.restore(model, callbacks, records, groups)
     callback_state.apply(callbacks, records["callbacks"], groups.get("callbacks", []))
@@ -303,7 +324,7 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
             f"{now or 'an unknown number'}: give the same data and batch size, or another folder to start again"
         )
     drawn = records.get("drawn") if batch or not records["batch"] else None
-    if call.begin_behind(batch, drawn, lambda: generators.restore(records.get("generators"))):
+    if call.begin_behind(batch, drawn, partial(_after_skipping, records, call)):
         return []
     call.validations.pass_by(epoch + 1)  # the order of later ones is as if it had been done
     return ["the interrupted epoch has no batches left: its validation and its entry in the history are skipped"]

@@ -27,6 +27,7 @@ from kresume.drop_in import caches
 from kresume.drop_in.draws import Draws
 from kresume.drop_in.earlier_epochs import EarlierEpochs
 from kresume.drop_in.earlier_validations import EarlierValidations
+from kresume.drop_in.py_data import PyData
 from kresume.drop_in.stream import Stream, reason_not_followed
 from kresume.errors import UsageError
 from kresume.images.iterators import guard
@@ -51,6 +52,7 @@ class FitCall:
         first: the epoch at which the training begins: `fit(initial_epoch=...)`.
         draws: counts the iterators that others make of the data.
         given: the arguments of `fit` in `ARGUMENTS`, by name.
+        held: what a `PyDataset` remembers.
     """
 
     x: Any
@@ -62,6 +64,7 @@ class FitCall:
     first: int
     draws: Draws
     given: Mapping[str, Any]
+    held: PyData
 
     @property
     def iterator(self) -> Any:
@@ -77,6 +80,11 @@ class FitCall:
     def shuffles(self) -> bool:
         """Returns True if the argument `shuffle` of `fit` has an effect on these data."""
         return type(self.iterator.data_adapter).__name__ in {"ArrayDataAdapter", "PyDatasetAdapter"}
+
+    def begin_epoch(self, epoch: int, *, continues: bool) -> None:
+        """Brings the data to an epoch that begins, in a process that continues a training, and counts it."""
+        self.earlier.begin(epoch, continues=continues)
+        self.held.begin_epoch()
 
     def pass_by_validations(self, epoch: int) -> None:
         """Brings the validation data to the beginning of an epoch.
@@ -228,10 +236,34 @@ def find() -> FitCall | None:
             )
             draws, count = Draws([x, given.get("val_x")], first), int(steps) if steps else None
             arguments = {name: given[name] for name in ARGUMENTS if name in given}
-            return FitCall(
-                x, given.get("class_weight"), reference, count, earlier, validations, first, draws, arguments
-            )
+            data = {} if iterator.steps_per_epoch is not None else {"x": x, "validation": given.get("val_x")}
+            held = PyData(given["self"], data, partial(_make_validation, dict(given)))
+            weights = given.get("class_weight")
+            return FitCall(x, weights, reference, count, earlier, validations, first, draws, arguments, held)
     return None
+
+
+def _make_validation(given: Mapping[str, Any]) -> None:
+    """Makes TensorFlow's iterator of validation data, as `fit` does before its first validation.
+
+    Args:
+        given: the local names of `fit`.
+    """
+    model = given["self"]
+    if keras.config.backend() != "tensorflow" or getattr(model, "_eval_epoch_iterator", None) is not None:
+        return
+    from keras.src.backend.tensorflow.trainer import TFEpochIterator
+
+    model._eval_epoch_iterator = TFEpochIterator(
+        x=given["val_x"],
+        y=given["val_y"],
+        sample_weight=given["val_sample_weight"],
+        batch_size=given["validation_batch_size"] or given["batch_size"],
+        distribute_strategy=model.distribute_strategy,
+        steps_per_execution=model.steps_per_execution,
+        steps_per_epoch=given["validation_steps"],
+        shuffle=False,
+    )
 
 
 def check_followed(call: FitCall, stream: Stream) -> None:

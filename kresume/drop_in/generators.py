@@ -45,6 +45,21 @@ def restore(state: Mapping[str, Any] | None) -> None:
         np.random.set_state(("MT19937", _unpacked(keys), *others))
 
 
+def after_shuffle(state: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Returns a state as it is after Keras shuffled a `PyDataset` by Python's generator.
+
+    Args:
+        state: what `capture` returned before.
+        length: the number of batches.
+    """
+    version, words, gauss = state["python"]
+    generator = random.Random()
+    generator.setstate((version, tuple(_unpacked(words).tolist()), gauss))
+    generator.shuffle(list(range(length)))
+    version, after, gauss = generator.getstate()
+    return {**state, "python": [version, _packed(after), gauss]}
+
+
 def _of_numpy() -> Any:
     """Returns the state of numpy's generator; None if another kind than its default is in use."""
     state: Any = np.random.get_state(legacy=False)

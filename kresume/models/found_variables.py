@@ -90,9 +90,9 @@ def variables_in(
     elif issubclass(kind, MethodType):
         yield from variables_in(f"{address}.__self__", content.__self__, walk, depth + 1, by_code)
     elif issubclass(kind, FunctionType):
-        if _is_the_users(content.__module__) and walk.visits(content):
+        if is_the_users(content.__module__) and walk.visits(content):
             yield from _used_by(address, content, walk, depth)
-    elif _is_the_users(kind.__module__) and not issubclass(kind, keras.optimizers.Optimizer) and walk.visits(content):
+    elif is_the_users(kind.__module__) and not issubclass(kind, keras.optimizers.Optimizer) and walk.visits(content):
         for name, item in _attributes(content):
             yield from variables_in(f"{address}.{name}", item, walk, depth + 1, by_code)
         yield from used_by_methods(address, content, walk, depth)
@@ -119,7 +119,7 @@ def _attributes(value: Any) -> list[tuple[str, Any]]:
 def used_by_methods(address: str, value: Any, walk: Walk, depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Yields the variables that the code of an object's methods uses; only of the user's classes."""
     for kind in type(value).__mro__:
-        for name, member in sorted(vars(kind).items()) if _is_the_users(kind.__module__) else ():
+        for name, member in sorted(vars(kind).items()) if is_the_users(kind.__module__) else ():
             if isinstance(member, FunctionType) and walk.visits(member):
                 yield from _used_by(f"{address}.{name}", member, walk, depth)
 
@@ -140,7 +140,8 @@ def _that_change(layer: keras.Layer, by_code: bool) -> Sequence[Any]:
     return found
 
 
-def _is_the_users(module: str | None) -> bool:
+def is_the_users(module: str | None) -> bool:
+    """Tests whether a module is of none of the packages that a training uses."""
     return (module or "").partition(".")[0] not in LIBRARIES
 
 
