@@ -42,7 +42,7 @@ def as_argument(name: str, value: Value) -> str:
     if name == "from":
         return "the first argument" if value is None else f"{value!r} as the first argument"
     name = {"import": "imports"}.get(name, name)
-    if name in {"feature", "imports", "metric", "remap"} and value is not None:
+    if name in {"feature", "imports", "metric", "remap", "rename"} and value is not None:
         return f"{name}=[{value!r}]"
     return f"{name.replace('-', '_')}={'' if value is None else repr(value)}"
 

@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from kresume.class_renames import renamed
 from kresume.errors import UsageError
 from kresume.evaluation import keras_facts
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.opening import Served
+from kresume.evaluation.renamed_since import renames_between
 from kresume.evaluation.served import Prediction, plain_reason, predict_saved_model
 from kresume.images import conventions, inputs
 from kresume.images.manifest import Manifest
@@ -103,6 +105,14 @@ def predict(
     confidences = probabilities[np.arange(len(manifest)), chosen]
     lacks = tuple(name for name in manifest.classes if name not in loaded.card.classes)
     return Predicted(scorer.task, ours, to_ours[chosen], confidences, note="; ".join(loaded.notes), lacks=lacks)
+
+
+def renamed_as(other: Loaded | Served, scored: Loaded | Served) -> Loaded | Served:
+    """Returns a model whose classes are named as in the scored one, if a run between them renamed some."""
+    if isinstance(other, Served) or isinstance(scored, Served) or other.subject.classes is not None:
+        return other
+    names = renames_between(other.run, scored.run)
+    return replace(other, card=replace(other.card, classes=renamed(other.card.classes, names))) if names else other
 
 
 def recorded_card(folder: Path) -> Card | None:

@@ -19,7 +19,7 @@ from kresume import runs
 from kresume.checkpoints.run import find_run, named, recorded_classes
 from kresume.class_names import join_classes, names_of
 from kresume.errors import CheckpointError, ImagesError, UsageError
-from kresume.evaluation.against import Predicted, predict
+from kresume.evaluation.against import Predicted, predict, renamed_as
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.class_order import doubt_order
 from kresume.evaluation.evaluation import Evaluation
@@ -153,7 +153,7 @@ def evaluate(
         check_resized(given.resizing, [opened], len(images.manifest.classes))
     else:
         subject = _compared(given, other, theirs)
-        compared = read_model(subject, reporter, listed.assumed_order(images.manifest.classes))
+        compared = renamed_as(read_model(subject, reporter, listed.assumed_order(images.manifest.classes)), opened)
         _check_order(compared, listed, subject.classes, "against-classes")
         _check_used(given, against_pixels, opened, compared)
         _check_resized(given, subject, [opened, compared], len(images.manifest.classes))

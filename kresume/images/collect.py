@@ -11,7 +11,7 @@ manifest of them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from kresume.images.sources import Found, Listing, Quarantined, Source, joined, 
 from kresume.images.sources.folder_order import assumed_order
 from kresume.images.sources.moves import NOTHING, Moves
 from kresume.images.sources.names import hidden
+from kresume.images.sources.relabelled import relabelled
 from kresume.images.sources.top_folders import Listed, settle
 from kresume.reporter import Reporter
 from kresume.spelling import option
@@ -45,12 +46,14 @@ class Sources:
         add: the new images.
         val: further images for validation.
         parts: the sources of each role as they were listed first; empty once labels are names of classes.
+        renames: new names of classes by old ones, under which images may still be.
     """
 
     data: Listing | None = None
     add: Listing | None = None
     val: Listing | None = None
     parts: tuple[tuple[Listed, ...], ...] = ()
+    renames: Mapping[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Listing]:
         return (listing for listing in (self.data, self.add, self.val) if listing is not None)
@@ -77,7 +80,7 @@ class Sources:
         """
         if not any(each.listing.tops for part in self.parts for each in part):
             return self
-        return _joined(self.parts, classes)
+        return _joined(self.parts, classes, self.renames)
 
     def named(self, classes: Sequence[str]) -> Sources:
         """Returns the same images with class names as labels; see `name_numbers`."""
@@ -120,6 +123,7 @@ def list_sources(
     tests: bool = False,
     moves: Moves = NOTHING,
     known: Collection[str] = (),
+    renames: Mapping[str, str] | None = None,
 ) -> Sources:
     """Lists the images of each role; reads names and sizes, no contents.
 
@@ -136,6 +140,7 @@ def list_sources(
         tests: see `list_images`.
         moves: see `list_images`.
         known: known names of classes. A single top folder of such a name is a class.
+        renames: new names of classes by old ones, under which images may still be.
 
     Raises:
         ImagesError: a path does not exist, is empty, or holds no class folders.
@@ -146,14 +151,15 @@ def list_sources(
         tuple(list_each(paths, asked, reporter, validates=number == 2)) if paths else ()
         for number, paths in enumerate(roles)
     )
-    return _joined(parts, known)
+    return _joined(parts, known, renames or {})
 
 
-def _joined(parts: tuple[tuple[Listed, ...], ...], known: Collection[str]) -> Sources:
+def _joined(parts: tuple[tuple[Listed, ...], ...], known: Collection[str], renames: Mapping[str, str]) -> Sources:
     """Returns the sources of all roles, with top folders that are classes read as such."""
     settled = iter(settle([each for part in parts for each in part], known))
     data, add, val = ([next(settled) for _ in part] for part in parts)
-    return Sources(joined(data) if data else None, joined(add) if add else None, joined(val) if val else None, parts)
+    old, new, held_out = (relabelled(joined(each), renames) if each else None for each in (data, add, val))
+    return Sources(old, new, held_out, parts, renames)
 
 
 def collect(

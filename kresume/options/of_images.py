@@ -90,6 +90,12 @@ class ImageOptions(Options):
         metavar="OLD=NEW",
         may_differ=True,
     )
+    rename: tuple[str, ...] | None = option_of(
+        "New name of a class: its output and its recorded images keep their place under the new name. Images in folders of "
+        "either name are the class. Repeatable; two classes may swap their names.",
+        IMAGES,
+        metavar="OLD=NEW",
+    )
     on_missing: Literal["error", "drop", "cache"] | None = option_of(
         "Remembered images whose files are gone: stop with an error, drop them, or train on them from the cache. Default "
         "{default}. An interrupted run stops only if all files of a source are gone.",

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from kresume.addresses import address_of, as_address, is_stage
 from kresume.class_names import canonical, join_classes, names_of, read_classes
+from kresume.class_renames import pairs_of
 from kresume.errors import NothingNew, UsageError
 from kresume.options.lookup import INHERITED, about, flag_of
 from kresume.options.model_objects import name_of, steps_of
@@ -282,6 +283,8 @@ def _plain(name: str, value: Any) -> Any:
         return as_spec(value)
     if name == "image_size" and not isinstance(value, (str, Real)):
         return "x".join(str(item) for item in value)
+    if name == "rename" and isinstance(value, Mapping):
+        return pairs_of(value)
     if name == "classes" and not isinstance(value, (str, os.PathLike)):
         return join_classes(names_of(value) or ())
     if name == "grow" and isinstance(value, str):

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kresume.checkpoints.run import find_run
+from kresume.class_renames import describe_renames, in_metrics, in_options, renamed
 from kresume.errors import ImagesError, RunError
+from kresume.evaluation.renamed_since import renames_between
 from kresume.images.manifest import Manifest
 from kresume.images.scans import manifest_of
 from kresume.reports.generation import Change, compare_options, decisions, read_generation, shown
@@ -67,6 +69,7 @@ class Differences:
         images: their images; None if a manifest cannot be read.
         trouble: why not, or empty.
         results: scores by name: `{"all.accuracy": [before, after], "classes.rose.recall": [...]}`.
+        renamed: what classes of the first run are called in the second, where one descends from the other.
     """
 
     before: str
@@ -77,6 +80,7 @@ class Differences:
     images: Images | None
     trouble: str
     results: Mapping[str, tuple[float | None, float | None]]
+    renamed: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -108,6 +112,8 @@ class Differences:
             f"{images.before:,} -> {images.after:,}: {images.both:,} in both, {images.removed:,} only before, "
             f"{images.added:,} only after"
         )
+        if self.renamed:
+            yield f"classes renamed: {describe_renames(self.renamed)}"
         if images.relabelled or images.moved:
             yield f"of both: {images.relabelled:,} under another label, {images.moved:,} on another side of the split"
         changed = {name: pair for name, pair in images.classes.items() if pair[0] != pair[1]}
@@ -154,20 +160,23 @@ def compare_runs(before: str | Path, after: str | Path) -> Differences:
         RunError: one of them is no run, or cannot be read.
     """
     one, other = _run(before), _run(after)
+    names = renames_between(one, other)
+    before_now = replace(one.record, options=in_options(one.record.options, names))
     images, trouble = None, ""
     try:
-        images = _compare_images(manifest_of(one.path), manifest_of(other.path))
+        images = _compare_images(manifest_of(one.path), manifest_of(other.path), names)
     except ImagesError as error:
         trouble = str(error)
     return Differences(
         str(one.path),
         str(other.path),
-        tuple(compare_options(one.record, other.record, frozenset({"out"}))),
+        tuple(compare_options(before_now, other.record, frozenset({"out"}))),
         tuple(_compare(decisions(one.record), decisions(other.record))),
         tuple(_compare(_versions(one), _versions(other))),
         images,
         trouble,
-        _compare_results(one, other),
+        _compare_results(one, other, names),
+        names,
     )
 
 
@@ -189,14 +198,16 @@ def _compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change
     return [Change(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)]
 
 
-def _compare_images(one: Manifest, other: Manifest) -> Images:
+def _compare_images(one: Manifest, other: Manifest, renames: Mapping[str, str]) -> Images:
+    """Compares images by content; classes have the names of the second run."""
+    before = renamed(one.classes, renames)
     _, rows, others = np.intersect1d(one.sha256s, other.sha256s, return_indices=True)
-    labels = np.array(one.classes)[one.labels[rows]], np.array(other.classes)[other.labels[others]]
+    labels = np.array(before)[one.labels[rows]], np.array(other.classes)[other.labels[others]]
     counts = [
-        dict(zip(each.classes, np.bincount(each.labels, minlength=len(each.classes)), strict=True))
-        for each in (one, other)
+        dict(zip(classes, np.bincount(each.labels, minlength=len(classes)), strict=True))
+        for classes, each in ((before, one), (other.classes, other))
     ]
-    names = dict.fromkeys((*one.classes, *other.classes))
+    names = dict.fromkeys((*before, *other.classes))
     return Images(
         before=len(one),
         after=len(other),
@@ -214,8 +225,8 @@ def _compare_images(one: Manifest, other: Manifest) -> Images:
     )
 
 
-def _compare_results(one: Run, other: Run) -> dict[str, tuple[float | None, float | None]]:
-    found = [_results_of(run) for run in (one, other)]
+def _compare_results(one: Run, other: Run, renames: Mapping[str, str]) -> dict[str, tuple[float | None, float | None]]:
+    found = [{in_metrics(name, renames): value for name, value in _results_of(one).items()}, _results_of(other)]
     return {name: (found[0].get(name), found[1].get(name)) for name in dict.fromkeys((*found[0], *found[1]))}
 
 

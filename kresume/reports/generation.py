@@ -14,12 +14,13 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from kresume.checkpoints.files import FileState
+from kresume.class_renames import in_options, read_renames
 from kresume.lock import is_alive, read_holder
 from kresume.options.settings import DEFAULTS
 from kresume.runs import Run
@@ -32,7 +33,7 @@ NOT_COMPARED = frozenset(
         "devices", "exact", "cache", "cache_limit", "watch", "trust", "epochs", "steps", "lr", "lr_scale", "lr_schedule",
         "warmup_steps", "optimizer", "loss", "batch_size", "image_size", "pixels", "resize", "interpolation", "classes", "grow",
         "balance", "bn_stats", "drop", "remap", "feature", "partial", "imports", "map", "map_out", "tensorboard", "trial",
-        "mlflow", "on_missing", "profile", "coordinator", "num_processes", "process_id", "without",
+        "rename", "mlflow", "on_missing", "profile", "coordinator", "num_processes", "process_id", "without",
     }
 )  # fmt: skip
 """Options that say where a run is and how it goes on, or whose effect is recorded as a decision."""
@@ -137,6 +138,7 @@ class Generation:
         relabelled: images with another label than recorded.
         left_out: images of its parent, a run, that it has no more: dropped or gone.
         new_classes: names of the classes that it added.
+        renamed: the new names of its parent's classes, by the old ones.
         changes: what differs from the parent; of a new model, or one of another program, what was given.
         scores: `{"before": {...}, "after": {...}}`, each with `all`, `old` and `new`; None if nothing was scored.
         failed: the gates that the result failed.
@@ -174,6 +176,7 @@ class Generation:
     relabelled: int
     left_out: int
     new_classes: tuple[str, ...]
+    renamed: Mapping[str, str]
     changes: tuple[Change, ...]
     scores: Mapping[str, Mapping[str, Any] | None]
     failed: tuple[str, ...]
@@ -235,6 +238,7 @@ def read_generation(run: Run, start: Parent | None, parent: RunRecord | None) ->
         relabelled=int(record.merged.get("relabels_count", 0)),
         left_out=_left_out(parent, record),
         new_classes=tuple(record.new_classes),
+        renamed=read_renames(record.options.get("rename")),
         changes=tuple(_changes(parent, record)),
         scores={"before": _subsets(record.before), "after": _subsets(after)},
         failed=tuple(record.failed),
@@ -322,17 +326,16 @@ def compare_options(one: RunRecord, other: RunRecord, names: frozenset[str] = NO
 def _changes(parent: RunRecord | None, record: RunRecord) -> list[Change]:
     if parent is None:
         rate = record.rate
-        moved = rate.checkpoint is not None and rate.checkpoint != rate.peak
-        return [Change("rate", rate.checkpoint, rate.peak)] if moved else []
+        return [Change("rate", rate.checkpoint, rate.peak)] if rate.checkpoint not in {None, rate.peak} else []
     before, after = decisions(parent), decisions(record)
     found = [Change(name, before[name], value) for name, value in after.items() if before[name] != value]
-    return found + compare_options(parent, record)
+    renames = read_renames(record.options.get("rename"))
+    return found + compare_options(replace(parent, options=in_options(parent.options, renames)), record)
 
 
 def _subsets(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Returns the scores of all, old and new images, without those of each class."""
-    kept = {name: scores[name] for name in SUBSETS if isinstance(scores.get(name), Mapping)} if scores else {}
-    return kept or None
+    return {name: scores[name] for name in SUBSETS if isinstance(scores.get(name), Mapping)} or None if scores else None
 
 
 def _accuracy(scores: Mapping[str, Any] | None, subset: str) -> float | None:
@@ -362,9 +365,8 @@ def _process_of(run: Run) -> str:
         holder = read_holder(run.path)
     except OSError:
         return ""
-    if holder is None or not is_alive(holder, host=socket.gethostname()):
-        return ""
-    return f"pid {holder['pid']} on {holder['host']}"
+    alive = holder is not None and is_alive(holder, host=socket.gethostname())
+    return f"pid {holder['pid']} on {holder['host']}" if holder is not None and alive else ""
 
 
 def _versions(run: Run) -> tuple[Version, ...]:
@@ -375,9 +377,8 @@ def _versions(run: Run) -> tuple[Version, ...]:
         path = Path(os.path.normpath(run.path / event["path"]))
         number = int(path.name) if event.get("format") == "saved-model" and path.name.isdecimal() else None
         digest = str(event.get("digest", ""))
-        step = event.get("step")
-        state = _state_of(path, number, digest)
-        found.append(Version(str(event.get("format")), str(path), number, step, digest, state))
+        facts = (number, event.get("step"), digest, _state_of(path, number, digest))
+        found.append(Version(str(event.get("format")), str(path), *facts))
     return tuple(found)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume.addresses import public
+from kresume.class_renames import describe_renames
 from kresume.reports.generation import Generation, Parent
 from kresume.reports.lineage import Lineage, Root, real_paths
 from kresume.runs import Unreadable, number_of
@@ -236,6 +237,8 @@ def _changes(run: Generation) -> str:
     said = [str(change) for change in run.changes[:MOST_CHANGES]]
     if run.new_classes and run.start:
         said.insert(0, f"+{len(run.new_classes)} classes ({', '.join(run.new_classes[:MOST_CHANGES])})")
+    if run.renamed:
+        said.insert(0, f"renamed {describe_renames(run.renamed)}")
     if len(run.changes) > MOST_CHANGES:
         said.append(f"and {len(run.changes) - MOST_CHANGES:,} more")
     return "; ".join(said)

@@ -15,6 +15,7 @@ from pathlib import Path
 from kresume import runs
 from kresume.backend import selection
 from kresume.checkpoints.run import find_run
+from kresume.class_renames import in_options, read_renames
 from kresume.errors import ConfigMismatch, RunError, UsageError
 from kresume.options.given import code_of, given, same_config, spelled_out, to_train
 from kresume.options.lookup import INHERITED, MAY_DIFFER, flag_of
@@ -242,6 +243,7 @@ def _inherited(config: TrainConfig) -> TrainConfig:
     if {"mix", "replay"} & set(own):  # both set the number of old images in an epoch
         passed -= {"mix", "replay"}
     before = {name: value for name, value in run.record.options.items() if name in passed}
+    before = in_options(before, read_renames(config.rename))
     if config.val and not run.record.options.get("val"):  # whose images validate, in place of a share of the new ones
         before.pop("val_split", None)
     if config.new_head:  # these are about the parent's classes and images

@@ -36,7 +36,7 @@ MODEL = {
 TRAIN = {
     "--from": "read", "--data": "read", "--add": "read", "--val": "read", "--val-like": TEXT, "--feature": TEXT,
     "--drop": "read", "--remap": TEXT, "--mix": TEXT, "--model": HERE, "--map": "read", "--map-out": "written",
-    "--import": HERE,
+    "--import": HERE, "--rename": TEXT,
     "--image-size": TEXT, "--pixels": HERE, "--axes": TEXT, "--metric": TEXT, "--weights": HERE, "--grow": "read",
     "--head": TEXT, "--monitor": TEXT, "--until": TEXT, "--freeze": TEXT, "--optimizer": TEXT, "--optimizer-from": "read",
     "--exclude-from-weight-decay": TEXT, "--average": TEXT, "--out": "written", "--without": TEXT, "--snapshot-every": TEXT,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kresume import runs
+from kresume.class_renames import describe_renames, read_renames
 from kresume.reports.differences import compare_runs
 from kresume.reports.generation import Change
 from kresume.reports.page.source import Source
@@ -98,6 +99,7 @@ def _changed(source: Source) -> tuple[Fact, ...]:
     return _facts(
         ("images", added),
         ("new classes", ", ".join(record.new_classes)),
+        ("renamed classes", describe_renames(read_renames(record.options.get("rename")))),
         ("rate", str(record.rate)),
         (
             "amount",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kresume.class_renames import of_labels, read_renames
 from kresume.errors import ImagesError
 from kresume.images import corrections, merging
 from kresume.images.cache import Cache, listings_of
@@ -208,6 +209,7 @@ class Watch:
                     memory=listings_of(self._config.cache),
                     moves=Moves.parse(self._config.remap),
                     known=self._classes,
+                    renames=of_labels(read_renames(self._config.rename)),
                 )
             except (ImagesError, OSError) as error:
                 self._say(f"{path} cannot be listed now ({error}): {AGAIN}")

@@ -61,6 +61,7 @@ from kresume.training.plan.parent import (
 )
 from kresume.training.plan.pixels import decode_spec
 from kresume.training.plan.rate import decide_rate, goes_on, look_ahead
+from kresume.training.plan.renamed import check_asked_names
 from kresume.training.plan.sources import check_sources
 from kresume.training.plan.teaching import check_asked, decide_teaching, describe_teaching
 from kresume.training.plan.torch_mapping import check_filled_in
@@ -89,6 +90,7 @@ def list_named(start: Start, reporter: Reporter, *, writes: bool) -> Sources:
         check_installed()
     image_size(start.config)
     check_head_options(start.config)
+    check_asked_names(start.config)
     sources = list_sources(start.config, reporter, writes=writes)
     if not start.config.watch:  # which may find such files later
         check_features(parse_features(start.given.feature), sources)
@@ -286,7 +288,8 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         and (
             _count_new(gathered, generation) + gathered.merge.facts.unrecorded > 0
             or corrects(config, gathered.merge)
-            or bool(config.add is not None and gathered.removed)  # otherwise a command that runs each week would fail
+            # Otherwise a command that runs each week would fail.
+            or bool(config.add is not None and (gathered.removed or config.rename))
             or loaded.growth is not None
             or bool(config.watch and config.add)  # its images may come later
         ),

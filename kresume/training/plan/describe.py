@@ -7,6 +7,7 @@ from typing import Any
 
 from kresume import runs
 from kresume.checkpoints.run import named
+from kresume.class_renames import in_options, read_renames
 from kresume.images.mixing import Shares
 from kresume.options.differences import describe_differences
 from kresume.options.given import given
@@ -151,4 +152,5 @@ def _differs(start: Start, parent: Parent | None) -> str:
     """Returns what differs from the options of the parent run; empty if the parent is no run."""
     if parent is None or parent.run is None:
         return ""
-    return describe_differences(TrainConfig(**parent.run.record.options), start.config, start.given)
+    before = in_options(parent.run.record.options, read_renames(start.config.rename))
+    return describe_differences(TrainConfig(**before), start.config, start.given)

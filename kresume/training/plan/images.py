@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.run import named
 from kresume.class_names import as_known, join_classes, read_classes, show_classes
+from kresume.class_renames import describe_renames, of_labels, read_renames
 from kresume.errors import ImagesError, NothingNew, UsageError
 from kresume.images import collect, conflicts, corrections, keras_split, merging
 from kresume.images.cache import Cache, listings_of
@@ -36,6 +37,7 @@ from kresume.training.plan import dropping
 from kresume.training.plan.known_classes import known_classes
 from kresume.training.plan.merge_checks import check_left, check_merge, check_new
 from kresume.training.plan.parent import Parent
+from kresume.training.plan.renamed import check_renamed
 from kresume.values.decode_spec import DecodeSpec
 
 
@@ -96,6 +98,7 @@ def _listed(config: TrainConfig, reporter: Reporter, *, writes: bool = True) -> 
         writes=writes,
         moves=Moves.parse(config.remap),
         known=known_classes(config, None),
+        renames=of_labels(read_renames(config.rename)),
     )
 
 
@@ -115,7 +118,7 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
     if config.classes is not None:
         asked = as_known(read_classes(config.classes), pinned or ())
         if pinned is not None and config.grow and asked[: len(pinned)] == pinned:
-            return pinned, "the parent's"
+            return pinned, f"the parent's{_renamed(config)}"
         if pinned is not None and config.partial and len(asked) > len(pinned) and asked[: len(pinned)] == pinned:
             return asked, f"--classes, {len(asked) - len(pinned)} of them new"
         if pinned is not None and asked != pinned:
@@ -126,10 +129,10 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
         width = output_width(parent.state) if parent is not None and pinned is None and config.grow else None
         return asked if width is None else asked[: class_count(width)], "--classes"  # new_classes takes the others
     if pinned is not None:
-        return pinned, "the parent's"
+        return pinned, f"the parent's{_renamed(config)}"
     named = parent.state.records.get("classes") if parent is not None else None
     if named:
-        return tuple(named), "the checkpoint's"
+        return tuple(named), f"the checkpoint's{_renamed(config)}"
     listing = sources.data or sources.add
     check_one_kind(listing)
     reason = "the class folders, sorted"
@@ -139,6 +142,12 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
     names = assumed_order(listing)
     reason += "" if names == listing.classes else " by their names as Keras reads them"
     return names, f"assumed: {reason}; {option('classes', 'a,b,c')} sets another order"
+
+
+def _renamed(config: TrainConfig) -> str:
+    """Returns what `--rename` changes, behind the reason for the order of the classes; empty without it."""
+    renames = read_renames(config.rename)
+    return f", {len(renames)} renamed: {describe_renames(renames)}" if renames else ""
 
 
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECASE)
@@ -252,6 +261,8 @@ def gather(
         ever=parent.ever if parent is not None else None,
         seen=parent is not None and parent.manifest is None and not config.new_head,
     )
+    given = [image for part in (data, add, val) if part is not None for image in part.images]
+    check_renamed(config, remembered, given, all_given=data is not None)
     check_merge(config, parent, merge, classes)
     try:
         check_new(config, parent, merge, dropped, collected.quarantine)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from kresume.checkpoints.run import recorded_classes
 from kresume.class_names import read_classes
+from kresume.class_renames import read_renames
 from kresume.options.table import TrainConfig
 from kresume.training.plan.parent import Parent
 
@@ -23,6 +24,8 @@ def known_classes(config: TrainConfig, parent: Parent | None) -> tuple[str, ...]
     names = read_classes(config.classes) if config.classes is not None else ()
     if isinstance(config.grow, tuple):
         names += config.grow
+    renames = read_renames(config.rename)
+    names += (*renames, *renames.values())
     if config.new_head or config.from_ is None:
         return names
     if parent is None:

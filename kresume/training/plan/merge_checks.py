@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kresume.checkpoints.run import named
+from kresume.class_renames import join_rename
 from kresume.errors import ImagesError, NothingNew
 from kresume.images import collect
 from kresume.images.merging import Merge
@@ -20,6 +21,7 @@ from kresume.spelling import counted, option
 from kresume.training.plan.dropping import Dropped
 from kresume.training.plan.growth import ways_on
 from kresume.training.plan.parent import Parent
+from kresume.training.plan.renamed import hint_renamed
 
 
 def corrects(config: TrainConfig, merge: Merge) -> bool:
@@ -45,9 +47,11 @@ def check_merge(config: TrainConfig, parent: Parent | None, merge: Merge, classe
         )
         grown = config.grow if isinstance(config.grow, tuple) else ()
         knows = ", ".join(repr(name) for name in classes if name not in grown)
+        with_images = {merge.manifest.classes[label] for label in {*merge.manifest.labels.tolist()}}
+        hint = hint_renamed(classes, with_images, merge.facts.unknown) if parent is not None else ""
         raise ImagesError(
             f"classes that the model does not know: {unknown}; it knows {knows}. "
-            f"{ways_on(config, parent, merge.facts.unknown, classes)}"
+            f"{ways_on(config, parent, merge.facts.unknown, classes)}{hint}"
         )
 
 
@@ -69,7 +73,7 @@ def check_new(
     if config.add is None or parent is None or parent.manifest is None:
         return
     facts = merge.facts
-    changed = facts.added or facts.back or corrects(config, merge) or dropped.removed(parent)
+    changed = facts.added or facts.back or corrects(config, merge) or dropped.removed(parent) or config.rename
     if changed or (config.watch and not collect.without_empty(config.add)):  # a watched folder may start empty
         return
     problems = []
@@ -79,9 +83,11 @@ def check_new(
         )
     if facts.conflicts:
         path, label, other = facts.conflicts[0]
+        renames = join_rename(other, label)
+        way = f"; {option('rename', renames)} if the class was renamed" if label not in merge.manifest.classes else ""
         problems.append(
             f"{len(facts.conflicts):,} have another label than before or in another source, the first is {path}: {label}, "
-            f"and {other} elsewhere ({option('on-conflict', 'new')} uses the new label)"
+            f"and {other} elsewhere ({option('on-conflict', 'new')} uses the new label{way})"
         )
     parent_name = named(str(config.from_))
     problems += dropped.describe_absent(facts, parent_name)

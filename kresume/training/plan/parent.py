@@ -30,6 +30,7 @@ from kresume.spelling import option
 from kresume.staging.fetch import here
 from kresume.training.plan.frozen_then import with_frozen
 from kresume.training.plan.kept_averages import keep_averages
+from kresume.training.plan.renamed import Renamed
 from kresume.values.card import Card
 from kresume.values.state import UNDECAYED, SavedOptimizer, SavedRate, TrainState
 
@@ -123,7 +124,7 @@ def read_parent(config: TrainConfig) -> Parent | None:
 
     Raises:
         CheckpointError: the path does not exist, or cannot be read.
-        UsageError: `--or-new`, and even the parent folder does not exist, as on an unmounted drive.
+        UsageError: `--or-new`, and even the parent folder does not exist (an unmounted drive), or a class cannot be renamed.
     """
     if config.from_ is None:
         return None
@@ -142,9 +143,11 @@ def read_parent(config: TrainConfig) -> Parent | None:
         raise MissingCheckpoint(
             f"{error}; to start with initial weights if there is no checkpoint yet, add {option('or-new', True)}"
         ) from None
+    names = Renamed.of(config, state)
     if run is None:
-        return Parent(state, None, None)
-    return Parent(state, run, remembered(run.path), read_away(run.path, run.record.away))
+        return Parent(names.state(state), None, None)
+    away = read_away(run.path, run.record.away)
+    return Parent(names.state(state), run, names.manifest(remembered(run.path)), names.away(away))
 
 
 def _has_prefix(path: Path) -> bool:
