@@ -66,13 +66,14 @@ def from_arguments(checkpoint: str | os.PathLike[str] | None, arguments: Mapping
 
     Raises:
         UsageError: an unknown key (with the nearest known one), a value of the wrong kind, or an empty list of images.
-        NothingNew: `add` is an empty list, a pattern that matched no file, and `drop` names no images to remove.
+        NothingNew: `add` is an empty list, a pattern that matched no file, and neither `drop` nor `rename` is given.
     """
     values = {_field(name, "argument"): value for name, value in arguments.items()}
     for name in ("data", "add", "val"):
         if values.get(name) is not None:
             values[name] = several(name, values[name])
-        if values.get(name) == () and not (name == "add" and checkpoint is not None and values.get("drop")):
+        alone = checkpoint is not None and (values.get("drop") or values.get("rename"))  # is work without images
+        if values.get(name) == () and not (name == "add" and alone):
             empty = f"{option(name)}: an empty list names no source"
             raise NothingNew(f"nothing new: {empty}") if name == "add" else UsageError(f"{empty}: leave it out")
     if checkpoint is not None:

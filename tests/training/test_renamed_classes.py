@@ -27,7 +27,7 @@ from tests.helpers.runs import (
 
 OLD, NOW = ("circle", "square", "stripes"), ("circle", "square", "Streifen")
 RENAME = ["stripes=Streifen"]
-ONE_EPOCH = {"epochs": 1, "batch_size": 5, "lr": 1e-3}
+ONE_EPOCH = {"epochs": 1, "batch_size": 5, "lr": 1e-3, "trial": False}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_every_part_of_the_run_has_the_new_name(folder, renamed, tmp_path):
     kresume.export(str(renamed), str(tmp_path / "served"), format="keras")
     assert kresume.read_checkpoint(str(next((tmp_path / "served").rglob("*.keras")))).card.classes == NOW
     log = kresume.lineage(str(renamed))
-    assert log.generations[-1].renamed == {"stripes": "Streifen"} or log.generations[0].renamed
+    assert [each.renamed for each in log.generations if each.renamed] == [{"stripes": "Streifen"}]
     assert "renamed stripes -> Streifen" in str(log)
     differences = compare_runs(folder / "1-shapes", renamed)
     assert differences.images.relabelled == 0
@@ -124,7 +124,12 @@ def test_a_renamed_run_continues_exactly(tmp_path, folder):
 def test_the_plan_tells_the_new_name_and_takes_folders_of_both(folder):
     """A folder of the old name, of a colleague who has not renamed it, is the class; a note asks to rename it."""
     plan = kresume.plan(
-        str(folder / "1-shapes"), data=[str(folder / "now")], add=[str(folder / "more-old")], rename=RENAME, quiet=True
+        str(folder / "1-shapes"),
+        data=[str(folder / "now")],
+        add=[str(folder / "more-old")],
+        rename=RENAME,
+        quiet=True,
+        trial=False,
     )
     assert "classes:  3 (the parent's, 1 renamed: stripes -> Streifen): circle, square, Streifen" in str(plan)
     assert plan.per_class["Streifen"]["new"] == 6
@@ -138,8 +143,9 @@ def test_the_plan_tells_the_new_name_and_takes_folders_of_both(folder):
 @pytest.mark.one_backend(trains=True)
 def test_a_rename_alone_is_work_for_a_run_with_known_images(folder):
     """`--add` with a renamed folder of known images makes a run with the option, and names it without."""
-    given = {"add": [str(folder / "old")], "quiet": True, "epochs": 1}
-    assert kresume.plan(str(folder / "1-shapes"), rename=RENAME, **given).images["new"] == 0
+    given = {"add": [str(folder / "old")], "quiet": True, "epochs": 1, "trial": False}
+    for add in ([str(folder / "old")], []):
+        assert kresume.plan(str(folder / "1-shapes"), rename=RENAME, **{**given, "add": add}).images["new"] == 0
     with pytest.raises(NothingNew):
         kresume.plan(str(folder / "1-shapes"), **given)
 
@@ -183,7 +189,6 @@ def test_a_renamed_folder_is_found_without_the_option(folder, tmp_path, grow, co
 @pytest.mark.one_backend(trains=True)
 def test_part_of_a_class_under_another_name_is_a_mixture(folder, tmp_path):
     """Some images of a class under an unknown name stay what they were: two labels; the message names both ways."""
-    write_pictures(tmp_path / "some" / "x", 1, 700, ("circle",))
     some = tmp_path / "part" / "Streifen"
     some.mkdir(parents=True)
     for path in sorted((folder / "old" / "stripes").iterdir())[:3]:
@@ -241,3 +246,13 @@ def test_names_are_read_as_given():
     assert of_labels({"a": "b", "b": "c"}) == {"a": "b"}
     swapped = in_metrics("classes.a.f1>=0.5 and classes.b.recall>0.1 and classes.a.b.f1>0", {"a": "b", "b": "a"})
     assert swapped == "classes.b.f1>=0.5 and classes.a.recall>0.1 and classes.a.b.f1>0"
+
+
+@pytest.mark.one_backend(trains=True)
+def test_watched_folders_of_the_old_name_hold_images_of_the_class(folder, tmp_path):
+    """`--watch` reads labels as the listing before the first epoch did: nothing waits for the next generation."""
+    given = {"data": [str(folder / "now")], "add": [str(folder / "more-old")], "rename": RENAME, "watch": True}
+    run_training(str(folder / "1-shapes"), out=str(tmp_path / "2"), **given, **{**ONE_EPOCH, "epochs": 2})
+    run = runs.open_run(tmp_path / "2")
+    assert run.waiting() == (0, [])
+    assert run.record.images["new"] == 18
