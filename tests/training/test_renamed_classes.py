@@ -151,6 +151,20 @@ def test_a_rename_alone_is_work_for_a_run_with_known_images(folder):
 
 
 @pytest.mark.one_backend(trains=True)
+def test_folders_that_keep_the_old_name_lose_no_class_later(folder, tmp_path):
+    """A later run without the option knows the images in a folder of the old name; new ones there are an error."""
+    given = {"data": [str(folder / "old")], "rename": RENAME}
+    run_training(str(folder / "1-shapes"), out=str(tmp_path / "2"), **given, **ONE_EPOCH)
+    shutil.copytree(folder / "more" / "circle", tmp_path / "more" / "circle")
+    shutil.copytree(folder / "more" / "square", tmp_path / "more" / "square")
+    later = {"data": [str(folder / "old")], "quiet": True, **ONE_EPOCH}
+    plan = kresume.plan(str(tmp_path / "2"), add=[str(tmp_path / "more")], **later)
+    assert plan.per_class["Streifen"]["old"] == 8
+    with pytest.raises(ImagesError, match=r"does not know: 'stripes' \(6 images\)"):
+        kresume.plan(str(tmp_path / "2"), add=[str(folder / "more-old")], **later)
+
+
+@pytest.mark.one_backend(trains=True)
 def test_two_classes_swap_their_names(folder, tmp_path):
     """The names change at once; images in a folder of a name are of the class that has it now."""
     shutil.copytree(folder / "old", tmp_path / "swapped")

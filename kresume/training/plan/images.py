@@ -262,7 +262,7 @@ def gather(
         seen=parent is not None and parent.manifest is None and not config.new_head,
     )
     given = [image for part in (data, add, val) if part is not None for image in part.images]
-    check_renamed(config, remembered, given, all_given=data is not None)
+    check_renamed(config, remembered, merge.manifest, given, all_given=data is not None)
     check_merge(config, parent, merge, classes)
     try:
         check_new(config, parent, merge, dropped, collected.quarantine)

@@ -181,12 +181,15 @@ def find_renamed(manifest: Manifest, given: Iterable[Image], *, all_given: bool)
     return {name: new for name, new in found.items() if targets.count(new) == 1}
 
 
-def check_renamed(config: TrainConfig, manifest: Manifest | None, given: Iterable[Image], *, all_given: bool) -> None:
+def check_renamed(
+    config: TrainConfig, manifest: Manifest | None, merged: Manifest, given: Iterable[Image], *, all_given: bool
+) -> None:
     """Checks that no known class is there under another name only, with which the run would lose it.
 
     Args:
         config: the options of the run.
         manifest: the images that the parent records; None if it records none.
+        merged: the images that the run would have.
         given: the prepared images.
         all_given: see `find_renamed`.
 
@@ -195,7 +198,9 @@ def check_renamed(config: TrainConfig, manifest: Manifest | None, given: Iterabl
     """
     if manifest is None or config.on_conflict == "old" or (config.on_conflict == "new" and config.grow):
         return
-    found = find_renamed(manifest, given, all_given=all_given)
+    left = {merged.classes[label] for label in np.unique(merged.labels)}  # folders may say what was corrected before
+    renames = find_renamed(manifest, given, all_given=all_given)
+    found = {old: new for old, new in renames.items() if old not in left}
     if not found:
         return
     old, new = next(iter(found.items()))
@@ -205,8 +210,9 @@ def check_renamed(config: TrainConfig, manifest: Manifest | None, given: Iterabl
     both = " and ".join([option("on-conflict", "new"), option("grow", join_classes((new,)))])
     raise ImagesError(
         f"every given image of the class {show_class(old)} ({count}) is under the name {show_class(new)} now{more}, which "
-        f"the model does not know: if the class was renamed, {ways_to_rename(found)} keeps its output under the new name; if "
-        f"it is another class, {both} adds an output for it, and {option('on-conflict', 'old')} keeps the old labels"
+        f"the model does not know: if the class was renamed, {ways_to_rename(found)} keeps its output under the new name (or "
+        f"give the folder its name again); if it is another class, {both} "
+        f"adds an output for it, and {option('on-conflict', 'old')} keeps the old labels"
     )
 
 
