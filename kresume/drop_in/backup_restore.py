@@ -155,11 +155,11 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         target.call.pass_by_validations(epoch if target.epochs is None else min(epoch, target.epochs))
         target.call.validations.seek(records.get("validation"))
     messages = _skip_batches(records, target, batch)
-    if target.call is not None and not messages:
+    if target.call is not None and not messages and not target.call.earlier.drawn_here:
         target.call.held.restore(records, validated=epoch > target.call.validations.first_due())
     if messages:
         epoch, batch = epoch + 1, 0
-    if target.call is not None and not (target.call.earlier.drawn_before or target.call.earlier.lived):
+    if target.call is not None and not target.call.earlier.drawn_here:
         target.call.draws.continue_from(records.get("draws"), batch > 0)
     begins_again = data_order.after_restart(records, target.call, target.stream)
     # Without the data's structure the metrics cannot be built before the first step: their averages start fresh.
@@ -238,7 +238,7 @@ def _restore_again(
         callbacks: all other callbacks of `fit`.
     """
     model = target.model
-    if target.call is not None:
+    if target.call is not None and not target.call.earlier.drawn_here:
         target.call.held.restore(records)
     generators.restore(records.get("generators_at_epoch") or records.get("generators"))
     own_state.restore(model, callbacks, records, groups)

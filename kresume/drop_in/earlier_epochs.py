@@ -53,6 +53,11 @@ class EarlierEpochs:
         if self._remembers:
             self._ended, self._made = _drawn.get(x, (0, 0))
 
+    @property
+    def drawn_here(self) -> bool:
+        """Returns whether a `fit` of this process drew from the data, which have what it left in them."""
+        return self.drawn_before or self.lived
+
     def _counted(self) -> Any:
         iterator: Any = self._iterator()
         self._made += 1

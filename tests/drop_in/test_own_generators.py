@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.ops import stateful_random_ops
 
 from tests.drop_in.test_backup_models import arrays_of, train
 from tests.helpers.runs import assert_same_bytes
@@ -17,6 +18,14 @@ pytestmark = [
         "ignore:Your input ran out of data:UserWarning", "ignore:.shuffle=True. was passed:UserWarning"
     ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_global_generator(monkeypatch):
+    """Leaves TensorFlow's global generator as it was: a snapshot of any later training in this process would hold it."""
+    monkeypatch.setattr(stateful_random_ops, "global_generator", None)
+
+
 HELD = {}
 """What the code of the classes below uses by its global name."""
 
