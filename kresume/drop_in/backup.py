@@ -14,8 +14,7 @@ The class below handles events in the order of `fit`. Other modules do the work:
 - `backup_files`: handles the files beside the snapshots, and their removal.
 - `callback_state`, `callback_logs`: handle the other callbacks and their log files.
 - `fit_call`, `script_record`: find the running `fit` and its data, and describe what the script trains.
-- `fit_of_script`: tells the fits of one script apart that share a folder.
-- `backup_arguments`: checks the arguments and the model.
+- `fit_of_script`, `backup_arguments`: tell the fits of one script apart that share a folder; check the arguments.
 """
 
 from __future__ import annotations
@@ -270,6 +269,8 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
             self._call = fit_call.find()
             if self._call is not None and self._stream is not None:
                 fit_call.check_followed(self._call, self._stream)
+        else:
+            self._call.draws.between()  # other callbacks may have read the data as the training began
 
     def _first_drawn(self) -> None:
         self._position.begun()
@@ -388,8 +389,7 @@ class BackupAndRestore(PathsOfKeras, keras.callbacks.Callback):  # type: ignore[
         return [callback for callback in self._list.callbacks if callback is not self] if self._list is not None else []
 
     def _epochs(self) -> int | None:
-        epochs = (self.params or {}).get("epochs")
-        return int(epochs) if epochs is not None else None
+        return int(epochs) if (epochs := (self.params or {}).get("epochs")) is not None else None
 
     def _steps_of_epoch(self) -> int | None:
         if self._stream is not None:

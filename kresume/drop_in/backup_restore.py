@@ -159,8 +159,6 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         target.call.held.restore(records, validated=epoch > target.call.validations.first_due())
     if messages:
         epoch, batch = epoch + 1, 0
-    if target.call is not None and not target.call.earlier.drawn_here:
-        target.call.draws.continue_from(records.get("draws"), batch > 0)
     begins_again = data_order.after_restart(records, target.call, target.stream)
     # Without the data's structure the metrics cannot be built before the first step: their averages start fresh.
     averages = batch > 0 and target.stream is not None and not _has_other_metrics(records, target)
@@ -308,15 +306,18 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
         UsageError: the length of an epoch has changed.
     """
     call = target.call
-    if call is None or target.stream is not None:
+    if call is None:
         return []
     epoch, passes = int(records["epoch"]), int(records.get("passes") or 1)
-    if target.epochs is not None and (epoch, batch) >= (target.epochs, 0):  # nothing is left to train
-        call.earlier.pass_by(target.epochs)  # a later fit finds the data as the finished one left them
-        call.earlier.pass_by_passes(passes if epoch == target.epochs else 0)
+    left = target.epochs is None or (epoch, batch) < (target.epochs, 0)
+    if target.stream is None:  # where nothing is left, a later fit finds the data as the finished one left them
+        call.earlier.pass_by(epoch if left else target.epochs or 0)
+        call.earlier.pass_by_passes(passes - 1 if left else passes if epoch == target.epochs else 0)
+    if not (call.earlier.drawn_before or call.earlier.lived):
+        over = call.one_pass and left
+        call.draws.continue_from(records.get("draws"), within=batch > 0, over=over)
+    if target.stream is not None or not left:
         return []
-    call.earlier.pass_by(epoch)
-    call.earlier.pass_by_passes(passes - 1)
     before, now = records.get("steps"), call.steps
     if batch and before != now and "steps" in records:
         raise UsageError(
@@ -324,9 +325,12 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
             f"{now or 'an unknown number'}: give the same data and batch size, or another folder to start again"
         )
     drawn = records.get("drawn") if batch or not records["batch"] else None
-    if call.begin_behind(batch, drawn, partial(_after_skipping, records, call)):
+    goes_on = call.begin_behind(batch, drawn, partial(_after_skipping, records, call))
+    call.draws.catch_up()
+    if goes_on:
         return []
-    call.validations.pass_by(epoch + 1)  # the order of later ones is as if it had been done
+    call.draws.resume()
+    call.validations.pass_by(epoch + 1, reads=call.draws.are_late)  # the order of later ones is as if it had been done
     return ["the interrupted epoch has no batches left: its validation and its entry in the history are skipped"]
 
 

@@ -111,6 +111,11 @@ def _shuffled_by_keras(records: Mapping[str, Any], call: FitCall) -> str:
 
 def _go_on_otherwise(call: FitCall) -> str:
     """Returns a note if the data draw from a state that no backup holds; else empty."""
+    if call.draws.unknown:
+        return (
+            "the data open a dataset that no function of theirs names, and what that shuffles with a seed goes on in another "
+            "order (name it in the function that returns it)"
+        )
     if changes_variables(call.x):
         return (
             "a map of the data changes a variable (Keras's random layers count their calls), which begins anew, so other "

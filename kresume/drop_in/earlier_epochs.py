@@ -12,6 +12,7 @@ epoch of known length, which it does not use; under JAX one, when the epoch's fi
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -36,7 +37,10 @@ class EarlierEpochs:
     Attributes:
         drawn_before: True if a `fit` of this process drew from the data and raised.
         lived: True if a `fit` of this process drew from them, and its backups are continued.
+        before_pass: called before each iterator that Keras draws several epochs from.
     """
+
+    before_pass: Callable[[], None] | None = None
 
     def __init__(self, x: Any, iterator: Any, *, known: bool, first: int = 0) -> None:
         self._x, self._known, self._first, self._ended = x, known, first, 0
@@ -60,6 +64,8 @@ class EarlierEpochs:
 
     def _counted(self) -> Any:
         iterator: Any = self._iterator()
+        if self._one_pass and self.before_pass is not None:
+            self.before_pass()
         self._made += 1
         self._remember()
         return type(iterator)._get_iterator(iterator)

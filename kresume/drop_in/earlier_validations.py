@@ -49,6 +49,7 @@ class EarlierValidations:
         self._of_tensorflow = hasattr(data, "element_spec") and hasattr(data, "cardinality")
         self._remembers = self._of_tensorflow or isinstance(data, keras.utils.PyDataset)
         self._iterators = _iterators_of(data, steps, per_call) if self._of_tensorflow else 0
+        self._batches = None if steps is None else -(-steps // per_call) * per_call
         self.in_part = steps is not None and self._of_tensorflow and caches.keeps_order(data)
         self._stream = stream_in(data)
 
@@ -68,11 +69,12 @@ class EarlierValidations:
         """Returns the index of the first epoch that ends with a validation."""
         return next(epoch for epoch in itertools.count(self._first) if self._validates(epoch))
 
-    def pass_by(self, epoch: int) -> None:
+    def pass_by(self, epoch: int, reads: bool = False) -> None:
         """Brings the data to the beginning of an epoch.
 
         Args:
             epoch: its index.
+            reads: True if what a validation draws must be drawn, because iterators alone do not bring the data there.
         """
         if not self._remembers or self._stream is not None:
             return
@@ -81,8 +83,10 @@ class EarlierValidations:
             caches.fill(self.data)
         for _ in range(_passed.get(self.data, 0), due):
             if self._of_tensorflow:
-                for _ in range(self._iterators):
-                    iter(self.data)
+                for index in range(self._iterators):
+                    batches = iter(self.data)
+                    for _ in itertools.islice(batches, self._batches) if reads and index == 0 else ():
+                        pass
             else:
                 self.data.on_epoch_end()
                 self.data.on_epoch_begin()

@@ -160,8 +160,9 @@ class FitCall:
         batches_left = None
         if self.one_pass:
             if drawn and count and drawn >= iterator.data_adapter.num_batches:
+                behind(drawn)  # the next iterator draws another order
                 return False  # the data ended within the epoch, which Keras therefore ends
-            if drawn:
+            if drawn is not None:
                 iterator._current_iterator, iterator._steps_seen = behind(drawn), drawn
         elif count:
             if self.steps is None and keras.config.backend() == "jax":  # Keras fails here on an epoch without a step
@@ -235,6 +236,7 @@ def find() -> FitCall | None:
                 first,
             )
             draws, count = Draws([x, given.get("val_x")], first), int(steps) if steps else None
+            earlier.before_pass = draws.before_pass
             arguments = {name: given[name] for name in ARGUMENTS if name in given}
             data = {} if iterator.steps_per_epoch is not None else {"x": x, "validation": given.get("val_x")}
             held = PyData(given["self"], data, partial(_make_validation, dict(given)))
