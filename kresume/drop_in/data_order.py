@@ -15,6 +15,7 @@ import keras
 
 from kresume.drop_in import caches
 from kresume.drop_in.fit_call import FitCall
+from kresume.drop_in.generator_state import changed_by_generators
 from kresume.drop_in.stream import Stream
 from kresume.drop_in.user_map import calls_python, changes_variables
 
@@ -42,6 +43,7 @@ def after_restart(records: Mapping[str, Any], call: FitCall | None, stream: Stre
         _drawn_before(call)
         or _begin_again(records, call)
         or _shuffled_by_keras(records, call)
+        or (_generators_begin(call.x, "the data") if _is_later(records, call) else "")
         or _go_on_otherwise(call)
     )
 
@@ -61,7 +63,7 @@ def of_validation(call: FitCall | None) -> str:
             "it, so both may see other pictures when training is continued (cache before the shuffle, or no steps_per_epoch)"
         )
     if not isinstance(call.validations.data, GeneratorType):
-        return ""
+        return _generators_begin(call.validations.data, "the validation data")
     return (
         "the validation data are a generator, which begins at its first batch again when training is continued, so validation "
         "sees other pictures then (a tf.data.Dataset, a keras.utils.PyDataset and kresume.image_dataset go on)"
@@ -106,6 +108,22 @@ def _shuffled_by_keras(records: Mapping[str, Any], call: FitCall) -> str:
     return (
         "fit shuffles the PyDataset (its default), and batches follow in another order than they would have (shuffle=False, or "
         "no steps_per_epoch, continues exactly)"
+    )
+
+
+def _is_later(records: Mapping[str, Any], call: FitCall) -> bool:
+    """Tests whether an iterator of the data ended before the backup."""
+    return int(records.get("passes") or 1) > 1 if call.one_pass else int(records["epoch"]) > call.first
+
+
+def _generators_begin(data: Any, called: str) -> str:
+    """Returns a note if generators of a `tf.data.Dataset` go on in what they keep over epochs; else empty."""
+    names = changed_by_generators(data)
+    if not names:
+        return ""
+    return (
+        f"the generator of {called} changes {', '.join(names)}, which no backup holds: when training is continued that begins "
+        "anew, so other data may follow (let it draw from np.random, or from the epoch)"
     )
 
 

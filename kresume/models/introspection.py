@@ -59,6 +59,14 @@ def written_by(function: FunctionType) -> set[str]:
     return own | globals_written_by(function.__globals__)
 
 
+def names_written_by(function: FunctionType) -> set[str]:
+    """Returns the names of closures and the global names to which a function itself gives a new value."""
+    own = {name for name, scope in _written(function.__code__) if scope == OWN}
+    return {name for name, scope in _written(function.__code__) if scope == GLOBAL} | own & {
+        *function.__code__.co_freevars
+    }
+
+
 def globals_written_by(namespace: dict[str, Any]) -> set[str]:
     """Returns the global names to which the functions and methods of a module give a new value."""
     written: set[str] = set()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kresume
-from kresume.drop_in import seed_states
+from kresume.drop_in import generator_state, seed_states
 from tests.helpers.backends import few_under_jax
 from tests.helpers.runs import assert_same_bytes
 
@@ -346,6 +346,137 @@ def test_data_that_nobody_can_count_are_told(model, tmp_path, capfd):
     assert fit(model, make(), [kresume.BackupAndRestore(tmp_path), Kill(6)]) is None
     assert fit(model, make(), [kresume.BackupAndRestore(tmp_path), Kill()]) is not None
     assert told in capfd.readouterr().err
+
+
+def of_generator(generator):
+    import tensorflow as tf
+
+    spec = tf.TensorSpec((4,), tf.float32), tf.TensorSpec((), tf.int32)
+    return tf_data().from_generator(generator, output_signature=spec)
+
+
+STATE, OWN, LISTED = {"epoch": 0}, np.random.default_rng(3), list(range(SIZE))
+
+
+def pictures(order):
+    for number in order:
+        yield np.full(4, number / SIZE, "float32"), number % 2
+
+
+def counts_in_a_dictionary():
+    STATE["epoch"] += 1
+    yield from pictures(np.random.RandomState(STATE["epoch"]).permutation(SIZE))
+
+
+def draws_of_its_own():
+    yield from pictures(OWN.permutation(SIZE))
+
+
+def shuffles_a_list():
+    np.random.shuffle(LISTED)
+    LISTED.append(LISTED.pop())
+    yield from pictures(LISTED)
+
+
+def by_another_function():
+    yield from draws_of_its_own()
+
+
+def counts_in_a_closure():
+    epoch = 0
+
+    def generator():
+        nonlocal epoch
+        epoch += 1
+        yield from pictures(np.random.RandomState(epoch).permutation(SIZE))
+
+    return generator
+
+
+class Counts:
+    """Counts its epochs in an attribute, and draws from a generator in another one."""
+
+    def __init__(self):
+        self.epoch, self.order, self.size = 0, np.random.default_rng(3), SIZE
+
+    def __call__(self):
+        self.epoch += 1
+        yield from pictures(self.order.permutation(self.size))
+
+    generate = __call__
+
+
+def pure():
+    order, seen = np.random.default_rng(1), []
+    for number in order.permutation(LISTED[:3] and SIZE):
+        seen.append(number)
+        yield np.full(4, number / SIZE, "float32"), number % 2
+
+
+def draws_of_numpy():
+    yield from pictures(np.random.permutation(SIZE))
+
+
+GENERATORS = {
+    "dictionary": (lambda: of_generator(counts_in_a_dictionary), "STATE"),
+    "generator of random numbers": (lambda: of_generator(draws_of_its_own), "OWN"),
+    "list": (lambda: of_generator(shuffles_a_list), "LISTED"),
+    "another function": (lambda: of_generator(by_another_function), "OWN"),
+    "closure": (lambda: of_generator(counts_in_a_closure()), "epoch"),
+    "object": (lambda: of_generator(Counts()), "self.epoch, self.order"),
+    "method": (lambda: of_generator(Counts().generate), "self.epoch, self.order"),
+    "map behind it": (lambda: of_generator(draws_of_its_own).map(lambda x, y: (x, y)).prefetch(1), "OWN"),
+    "interleave": (lambda: tf_data().range(1).interleave(lambda _: of_generator(draws_of_its_own)), "OWN"),
+    "pure": (lambda: of_generator(pure), ""),
+    "numpy": (lambda: of_generator(draws_of_numpy), ""),
+    "no generator": (once, ""),
+}
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_what_a_generator_keeps_over_epochs_is_found(kind):
+    make, names = GENERATORS[kind]
+    assert ", ".join(generator_state.changed_by_generators(make().batch(BATCH))) == names
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("kind", ["dictionary", "object", "pure", "numpy"])
+@pytest.mark.parametrize("validates", [False, True])
+@pytest.mark.sample("False-dictionary", "True-object", "False-pure")
+def test_what_a_generator_keeps_over_epochs_is_told(model, tmp_path, capfd, kind, validates):
+    """A generator that draws from numpy's generator, or from none that lasts, goes on as plain Keras's."""
+    make, names = GENERATORS[kind]
+
+    def run(folder=None, kill=None):
+        data = make().batch(BATCH)
+        backup = [kresume.BackupAndRestore(tmp_path, save_freq="epoch")] if folder else []
+        given = {"validation_data": data} if validates else {}
+        return fit(model, once().batch(BATCH) if validates else data, [*backup, Kill(kill)], **given)
+
+    scores = run()
+    assert run(True, kill=2 * SIZE // BATCH + 1) is None
+    assert (f"the generator of the validation data changes {names}" in capfd.readouterr().err) == bool(
+        validates and names
+    )
+    found = run(True)
+    told = capfd.readouterr().err
+    called = "the validation data" if validates else "the data"
+    assert (f"the generator of {called} changes {names}, which no backup holds" in told) == bool(names)
+    assert "the generator of" not in told or names
+    if not names:
+        assert_same_bytes(scores[1], found[1])
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_generator_that_begins_again_in_the_first_epoch_is_not_told(model, tmp_path, capfd):
+    """Its earlier batches are drawn again, by the same state."""
+    for kill in (2, None):
+        data = of_generator(Counts()).batch(BATCH)
+        done = fit(model, data, [kresume.BackupAndRestore(tmp_path, save_freq=1), Kill(kill)])
+    _, expected = fit(model, of_generator(Counts()).batch(BATCH), [Kill()])
+    assert "the generator of the data" not in capfd.readouterr().err
+    assert_same_bytes(expected, done[1])
 
 
 @pytest.mark.one_backend
