@@ -61,8 +61,8 @@ def written_by(function: FunctionType) -> set[str]:
 
 def names_written_by(function: FunctionType) -> set[str]:
     """Returns the names of closures and the global names to which a function itself gives a new value."""
-    own = {name for name, scope in _written(function.__code__) if scope == OWN}
-    return {name for name, scope in _written(function.__code__) if scope == GLOBAL} | own & {
+    own = {name for name, scope in written_in(function.__code__) if scope == OWN}
+    return {name for name, scope in written_in(function.__code__) if scope == GLOBAL} | own & {
         *function.__code__.co_freevars
     }
 
