@@ -313,7 +313,7 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
     if target.stream is None:  # where nothing is left, a later fit finds the data as the finished one left them
         call.earlier.pass_by(epoch if left else target.epochs or 0)
         call.earlier.pass_by_passes(passes - 1 if left else passes if epoch == target.epochs else 0)
-    if not (call.earlier.drawn_before or call.earlier.lived):
+    if not call.earlier.drawn_here:
         over = call.one_pass and left
         call.draws.continue_from(records.get("draws"), within=batch > 0, over=over)
     if target.stream is not None or not left:
