@@ -34,7 +34,7 @@ OPENED_AT_ONCE = {
 COUNT = b"epoch_num_random_samples"
 """The name under which a checkpoint holds how many numbers were drawn for seeds."""
 BUFFER, SLOT = b":buffer", re.compile(rb":buffer::\d+@@")
-"""What the buffer of a `shuffle` is called in a checkpoint, and each element in it."""
+"""Names in a checkpoint: of the buffer of a `shuffle`, and of one element in this buffer."""
 NUMBERS = 2
 """Numbers that an iterator draws for its seeds."""
 IGNORE = 1

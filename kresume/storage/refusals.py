@@ -29,7 +29,7 @@ WHY = {
 IN_TEXTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 """Numbers whose names a library's text may hold."""
 CUT_OFF = re.compile(r"\d+ requested and \d+ written")
-"""What NumPy says, without a number, of an array of which the disk took a part."""
+"""Matches what NumPy says if only a part of an array was written; its error has no number."""
 OF_SQLITE = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_IOERR_WRITE: errno.ENOSPC,  # a quota; other broken disks fail to read, too

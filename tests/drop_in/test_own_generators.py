@@ -1,4 +1,4 @@
-"""Tests that random generators of the user's own go on, whoever holds them: killed and continued exactly."""
+"""Tests that a killed training restores random generators which the user's code made, and ends with equal bytes."""
 
 import functools
 import random
@@ -27,7 +27,7 @@ def no_global_generator(monkeypatch):
 
 
 HELD = {}
-"""What the code of the classes below uses by its global name."""
+"""Holds objects that classes below use by this global name."""
 
 
 class OfTensorflow:

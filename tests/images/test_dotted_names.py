@@ -80,7 +80,7 @@ def told(notes):
 @pytest.mark.parametrize("kind", KINDS, ids=[kind.__name__ for kind in KINDS])
 @pytest.mark.parametrize("names", [*([name] for name in TOLD), TOLD])
 def test_a_picture_that_is_left_out_for_a_dot_is_told(set_of, quiet, kind, names):
-    """A note counts them, whatever holds them: a listing that lost pictures in silence looked complete."""
+    """A note counts the pictures that are left out, in a folder, an archive and a bucket."""
     listing = list_images([str(kind(set_of(names)))], quiet)
     assert Counter(each.label for each in listing.files) == {"circle": 2, "square": 2}
     many = "1 picture is" if len(names) == 1 else f"{len(names)} pictures are"

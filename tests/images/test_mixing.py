@@ -225,7 +225,7 @@ def test_images_of_one_age_are_drawn_once_each():
 
 
 OLD = r"all 2\d training images are old"
-CHILDREN = [  # the parent's option, the child's, what is said of it
+CHILDREN = [  # the parent's option, the child's options, the expected note or error
     ({"mix": "1:1"}, {"epochs": 2}, f"note: .*{OLD}"),
     ({"replay": 0.5}, {"epochs": 2}, f"note: .*{OLD}"),
     ({"mix": "1:1"}, {"add": "new", "replay": 0.5}, ""),
